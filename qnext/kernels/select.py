@@ -1,0 +1,27 @@
+"""Which backend computes an op: the first of the device's list that has it, decided once per device.
+
+Called by `model` at every forward. Invariant: a backend never changes while the process lives.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+from typing import cast
+
+from .ops import Ops
+
+OPS = tuple(name for name in vars(Ops) if not name.startswith("_"))
+
+
+def backend_names(device: str) -> tuple[str, ...]:
+    """The backends of a device type, in the order in which they are asked for an op."""
+    return ("reference",)
+
+
+@cache
+def backend(device: str) -> Ops:
+    """The ops for a device type ("cpu", "cuda")."""
+    from . import reference
+
+    return cast(Ops, SimpleNamespace(**{name: getattr(reference, name) for name in OPS}))

@@ -1,0 +1,38 @@
+"""The multi-token-prediction head: one more attention layer that looks one token further ahead.
+
+Used by the trainer's second loss and by drafting. It shares the embedding and the output matrix of the trunk.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .config import ModelConfig
+from .decoder import DecoderLayer
+from .layers import RMSNorm, Step
+
+
+class MTPHead(nn.Module):
+    """From the trunk's hidden state at i and the token at i + 1, a hidden state that predicts token i + 2."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.fc = nn.Linear(2 * hidden, hidden, bias=False)
+        self.pre_fc_norm_embedding = RMSNorm(hidden, eps)
+        self.pre_fc_norm_hidden = RMSNorm(hidden, eps)
+        self.layers = nn.ModuleList([DecoderLayer(config, "full_attention", sparse=config.num_experts > 0)])
+        self.norm = RMSNorm(hidden, eps)
+
+    def forward(
+        self, hidden_TH: Tensor, embedded_TH: Tensor, step: Step, cache: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """`hidden` after the trunk's final norm, `embedded` of each next token -> [T, H], normed."""
+        pair = (
+            self.pre_fc_norm_embedding(embedded_TH, step.ops),
+            self.pre_fc_norm_hidden(hidden_TH, step.ops),
+        )
+        x = self.layers[0](self.fc(torch.cat(pair, -1)), step, cache, None, None)
+        normed: Tensor = self.norm(x, step.ops)
+        return normed

@@ -1,0 +1,122 @@
+"""The network: one forward over one flat row of tokens, for training, prefill and decode alike.
+
+Used by `engine/runner` and `train/trainer`. Invariant: it owns weights only; caches come from outside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qnext.kernels.select import backend
+
+from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .decoder import DecoderLayer
+from .initialise import initialise
+from .layers import RMSNorm, Routing, Step
+from .mtp import MTPHead
+from .packing import Packing
+from .rotary import rotary_table
+from .state import State
+from .weights import Progress, load_weights, save_checkpoint
+
+
+class Qwen3Next(nn.Module):
+    """Qwen3-Next with freshly initialised weights; `from_pretrained` reads a checkpoint instead."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+            self.layers = nn.ModuleList(
+                DecoderLayer(config, kind, sparse=config.is_sparse(i))
+                for i, kind in enumerate(config.layer_types)
+            )
+            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.lm_head = (
+                None
+                if config.tie_word_embeddings
+                else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            )
+            self.mtp = MTPHead(config) if config.mtp_layers else None
+        self.to(dtype or torch.float32)
+        if str(device) != "meta":
+            self.to_empty(device=device or "cpu")
+            initialise(self, config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> Qwen3Next:
+        """Read a checkpoint directory in the published layout. `dtype` None keeps the checkpoint's own;
+        `progress` is told bytes read and bytes in all.
+
+        Raises ValueError naming the file, the tensor or the field that is wrong.
+        """
+        checkpoint = Checkpoint(path)
+        config = ModelConfig.from_dict(checkpoint.config_dict, mtp_layers=checkpoint.mtp_layers)
+        model = cls(config, device="meta", dtype=dtype or checkpoint.dtype)
+        checkpoint.check(config)
+        model.to_empty(device=device)
+        load_weights(model, checkpoint, progress)
+        return model.eval().requires_grad_(False)
+
+    def save_pretrained(self, path: str | Path, *, source: str | Path | None = None) -> None:
+        """Write the published layout; tokenizer and generation files are copied from `source`, if given."""
+        save_checkpoint(self, path, source=source)
+
+    def forward(
+        self,
+        ids_T: Tensor,
+        packing: Packing | None = None,
+        state: State | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """Token ids [T] -> hidden states [T, H] after the final norm. Without `packing`: one sequence."""
+        packing = packing or Packing.of([ids_T.shape[0]], device=ids_T.device)
+        step = self._step(packing, routing)
+        x: Tensor = self.embed_tokens(ids_T)
+        for i, layer in enumerate(self.layers):
+            caches = (state.kv[i], state.conv[i], state.delta[i]) if state else (None, None, None)
+            x = layer(x, step, *caches)
+        hidden: Tensor = self.norm(x, step.ops)
+        return hidden
+
+    def logits(self, hidden_TH: Tensor) -> Tensor:
+        """Hidden states [T, H] -> scores of the next token [T, V]."""
+        return F.linear(hidden_TH, (self.lm_head or self.embed_tokens).weight)
+
+    def mtp_hidden(
+        self,
+        hidden_TH: Tensor,
+        next_ids_T: Tensor,
+        packing: Packing | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """Hidden states and the token that follows each -> hidden states of the token after that [T, H]."""
+        if self.mtp is None:
+            raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
+        packing = packing or Packing.of([hidden_TH.shape[0]], device=hidden_TH.device)
+        out: Tensor = self.mtp(hidden_TH, self.embed_tokens(next_ids_T), self._step(packing, routing), cache)
+        return out
+
+    def _step(self, packing: Packing, routing: Routing | None) -> Step:
+        positions = packing.positions
+        return Step(packing, rotary_table(self.config, positions), backend(positions.device.type), routing)

@@ -1,0 +1,109 @@
+"""The multi-token-prediction head against its formulas, one position after another."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qnext.model.packing import Packing
+from qnext.model.qwen3_next import Qwen3Next
+
+from ..kernels.twins import distance
+from .tiny import tiny_model, token_ids
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+MODEL = tiny_model()
+
+
+def norm(x: Tensor, weight: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + weight)
+
+
+def turn(x: Tensor, position: int) -> Tensor:
+    """Rotary position on the first quarter (4 of 16 dimensions) of one head."""
+    out = x.clone()
+    for i in range(2):
+        angle = torch.tensor(position * 10000.0 ** (-i / 2), dtype=torch.float64)
+        out[i] = x[i] * angle.cos() - x[i + 2] * angle.sin()
+        out[i + 2] = x[i + 2] * angle.cos() + x[i] * angle.sin()
+    return out
+
+
+def twin(model: Qwen3Next, hidden: Tensor, next_ids: Tensor) -> Tensor:
+    """`mtp_hidden` of one sequence, written out in float64 from the checkpoint's own names."""
+    w = {name: weight.double() for name, weight in model.state_dict().items()}
+    p = {name.removeprefix("mtp.layers.0."): x for name, x in w.items() if name.startswith("mtp.layers.0.")}
+    embedded = norm(w["embed_tokens.weight"][next_ids], w["mtp.pre_fc_norm_embedding.weight"])
+    stream = torch.cat((embedded, norm(hidden.double(), w["mtp.pre_fc_norm_hidden.weight"])), -1)
+    stream = stream @ w["mtp.fc.weight"].T
+    normed = norm(stream, p["input_layernorm.weight"])
+    q, k, v, gate = (
+        (normed @ p[f"self_attn.{name}_proj.weight"].T).view(len(normed), -1, 16)
+        for name in ("q", "k", "v", "gate")
+    )
+    q, k = norm(q, p["self_attn.q_norm.weight"]), norm(k, p["self_attn.k_norm.weight"])
+    mixed = torch.zeros_like(q)
+    for i in range(len(q)):
+        for head in range(4):
+            scores = [turn(q[i, head], i) @ turn(k[j, head // 2], j) / 4 for j in range(i + 1)]
+            mixed[i, head] = torch.stack(scores).softmax(0) @ v[: i + 1, head // 2]
+    stream = stream + (mixed * gate.sigmoid()).flatten(1) @ p["self_attn.o_proj.weight"].T
+    normed = norm(stream, p["post_attention_layernorm.weight"])
+    rows = []
+    for x in normed:
+        probs = (p["mlp.gate.weight"] @ x).softmax(0)
+        best = probs.topk(3)
+        total = torch.zeros_like(x)
+        for share, expert in zip(best.values / best.values.sum(), best.indices, strict=True):
+            gate, up = (p["mlp.experts.gate_up_proj"][expert] @ x).chunk(2)
+            total += share * (p["mlp.experts.down_proj"][expert] @ (F.silu(gate) * up))
+        gate, up = (p["mlp.shared_expert.gate_up_proj.weight"] @ x).chunk(2)
+        shared = p["mlp.shared_expert.down_proj.weight"] @ (F.silu(gate) * up)
+        rows.append(total + (p["mlp.shared_expert_gate.weight"] @ x).sigmoid() * shared)
+    return norm(stream + torch.stack(rows), w["mtp.norm.weight"])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("length", [1, 2, 30])
+def test_equals_its_formulas(length: int) -> None:
+    ids = token_ids(length + 1)
+    hidden = MODEL(ids[:-1])
+    found = MODEL.mtp_hidden(hidden, ids[1:])
+    assert found.shape == (length, 48)
+    assert distance(found, twin(MODEL, hidden, ids[1:])) < 1e-5
+
+
+@torch.inference_mode()
+def test_packed_equals_alone() -> None:
+    lengths, ids = (3, 1, 20), token_ids(24)
+    hidden, following = MODEL(ids, Packing.of(lengths)), token_ids(24, seed=1)
+    found = MODEL.mtp_hidden(hidden, following, Packing.of(lengths))
+    for part, h, after in zip(
+        found.split(lengths), hidden.split(lengths), following.split(lengths), strict=True
+    ):
+        assert distance(part, MODEL.mtp_hidden(h, after)) < 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("pieces", [[1] * 12, [5, 7], [9, 1, 2]], ids=str)
+def test_with_a_cache(pieces: list[int]) -> None:
+    ids = token_ids(13)
+    hidden, following = MODEL(ids[:-1]), ids[1:]
+    cache = tuple(torch.full((5, 4, 2, 16), float("nan")) for _ in range(2))
+    outs, at = [], 0
+    for length in pieces:
+        packing = Packing.cached([length], [at], [[4, 0, 2]], [0], 4)
+        part = slice(at, at + length)
+        outs.append(MODEL.mtp_hidden(hidden[part], following[part], packing, (cache[0], cache[1])))
+        at += length
+    assert distance(torch.cat(outs), MODEL.mtp_hidden(hidden, following)) < 1e-5
+
+
+@torch.inference_mode()
+def test_a_dense_network_has_a_dense_head() -> None:
+    model = tiny_model(num_experts=0)
+    assert "mtp.layers.0.mlp.gate_up_proj.weight" in model.state_dict()
+    assert model.mtp_hidden(model(token_ids(4)), token_ids(4)).isfinite().all()

@@ -1,0 +1,50 @@
+"""Where each token of a row is, and where its keys and values go."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qnext.model.packing import Packing
+
+
+def test_whole_sequences() -> None:
+    packing = Packing.of([3, 1, 2])
+    assert packing.lengths == (3, 1, 2) and packing.contexts == (0, 0, 0)
+    assert packing.starts == (0, 3, 4) and packing.total == 6
+    assert packing.positions.tolist() == [0, 1, 2, 0, 0, 1]
+    assert packing.pages is packing.slots is packing.cells is None
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [3, -1]], ids=str)
+def test_empty_sequences_are_refused(lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="lengths"):
+        Packing.of(lengths)
+
+
+def test_cells_follow_the_pages() -> None:
+    packing = Packing.cached([3, 1], [2, 4], [[7, 5], [2, 9]], [6, 0], page_size=4)
+    assert packing.positions.tolist() == [2, 3, 4, 4]
+    assert packing.cells is not None and packing.pages is not None and packing.slots is not None
+    assert packing.cells.tolist() == [7 * 4 + 2, 7 * 4 + 3, 5 * 4 + 0, 9 * 4 + 0]
+    assert packing.pages.tolist() == [[7, 5], [2, 9]] and packing.slots.tolist() == [6, 0]
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), min_size=1, max_size=5), st.integers(1, 7))
+def test_no_two_tokens_share_a_cell(sequences: list[tuple[int, int]], page_size: int) -> None:
+    lengths, contexts = zip(*sequences, strict=True)
+    pages, given = [], 0
+    for length, context in sequences:
+        need = -(-(length + context) // page_size)
+        pages.append(list(range(given, given + need)))
+        given += need
+    packing = Packing.cached(lengths, contexts, pages, range(len(lengths)), page_size)
+    assert packing.cells is not None
+    wanted = [
+        (row[position // page_size], position % page_size)
+        for (length, context), row in zip(sequences, pages, strict=True)
+        for position in range(context, context + length)
+    ]
+    assert [divmod(cell, page_size) for cell in packing.cells.tolist()] == wanted
+    assert len(set(wanted)) == len(wanted)
