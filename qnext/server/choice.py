@@ -1,0 +1,142 @@
+"""A choice: one answer being written, from the engine's outputs to neutral events.
+
+Made by `service`, one for each answer of a request. Invariant: tokens are taken one at a time, so usage and
+events do not depend on how many tokens the engine gives at once; a choice whose stop string or last call has
+come takes no further token.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import dataclass
+
+from qnext.engine.request import Output, TokenLogprob
+from qnext.engine.stream import Stream
+from qnext.text.events import ContentDelta, Event, Finish, ReasoningDelta, ToolCallDelta
+from qnext.text.parser import OutputParser
+from qnext.text.tokenizer import Tokenizer
+
+from .errors import ApiError, internal
+from .exchange import Alternative, ChatEvent, Logprob, Usage
+
+LOWEST_LOGPROB = -9999.0
+_LOG = logging.getLogger("qnext.server")
+
+
+@dataclass
+class Tally:
+    """Token counts of a whole request, added to by all its choices."""
+
+    input: int
+    output: int = 0
+    reasoning: int = 0
+    cached: int = 0
+
+
+class Choice:
+    """`prompt_length` is in tokens; `leads` is true of the first choice of a prompt, whose cached tokens
+    count."""
+
+    def __init__(
+        self,
+        index: int,
+        stream: Stream,
+        parser: OutputParser,
+        tokenizer: Tokenizer,
+        tally: Tally,
+        *,
+        prompt_length: int,
+        leads: bool,
+    ) -> None:
+        self.index = index
+        self.finished = False
+        self._stream = stream
+        self._parser = parser
+        self._tokenizer = tokenizer
+        self._tally = tally
+        self._input = prompt_length
+        self._leads = leads
+        self._cached = 0
+        self._output = 0
+        self._logprobs: deque[TokenLogprob] = deque()
+
+    def abort(self) -> None:
+        """Stops the engine, unless the answer has ended."""
+        if not self.finished:
+            self.finished = True
+            self._stream.abort()
+
+    async def events(self) -> AsyncGenerator[ChatEvent, None]:
+        """The events of this answer; the last one has `finish`. Raises ApiError when the engine fails."""
+        outputs: AsyncIterator[Output] = aiter(self._stream)
+        async for output in outputs:
+            for event in self._take(output):
+                yield event
+            if self.finished:
+                return
+
+    def _take(self, output: Output) -> Iterator[ChatEvent]:
+        self._logprobs.extend(output.logprobs)
+        self._count_cached(output.cached_tokens)
+        for token in output.token_ids:
+            before = self._parser.reasoning_tokens
+            events = self._parser.feed((token,))
+            self._output += 1
+            self._tally.output += 1
+            self._tally.reasoning += self._parser.reasoning_tokens - before
+            yield from map(self._event, events)
+            if self._parser.stopped:
+                self.abort()
+                yield from map(self._event, self._parser.finish("stop"))
+                return
+        if output.finish_reason is None:
+            return
+        self.finished = True
+        if output.finish_reason not in ("stop", "length"):
+            raise self._failure(output)
+        yield from map(self._event, self._parser.finish(output.finish_reason))
+
+    def _count_cached(self, cached: int) -> None:
+        if self._leads:
+            self._tally.cached += max(cached - self._cached, 0)
+        self._cached = max(self._cached, cached)
+
+    def _failure(self, output: Output) -> ApiError:
+        _LOG.error("the engine ended an answer: %s: %s", output.finish_reason, output.error)
+        return internal()
+
+    def _event(self, event: Event) -> ChatEvent:
+        tally = self._tally
+        usage = Usage(tally.input, tally.output, tally.reasoning, tally.cached)
+        share = Usage(self._input, self._output, self._parser.reasoning_tokens, self._cached)
+        match event:
+            case ContentDelta(text, ids):
+                told = self._told(ids) if self._logprobs else ()
+                return ChatEvent(self.index, usage, share, content=text, logprobs=told)
+            case ReasoningDelta(text):
+                return ChatEvent(self.index, usage, share, reasoning=text)
+            case ToolCallDelta(call):
+                return ChatEvent(self.index, usage, share, call=call)
+            case Finish(reason):
+                assert reason in ("stop", "length", "tool_calls"), reason
+                return ChatEvent(self.index, usage, share, finish=reason)
+
+    def _told(self, ids: tuple[int, ...]) -> tuple[Logprob, ...]:
+        """The log-probabilities of a content's tokens; those in between that show no content are passed
+        over."""
+        told = []
+        for token in ids:
+            while self._logprobs:
+                found = self._logprobs.popleft()
+                if found.token_id == token:
+                    top = tuple(self._alternative(*each) for each in found.top)
+                    chosen = self._alternative(found.token_id, found.logprob)
+                    told.append(Logprob(chosen.token, chosen.bytes, chosen.logprob, top))
+                    break
+        return tuple(told)
+
+    def _alternative(self, token: int, logprob: float) -> Alternative:
+        raw = self._tokenizer.token_bytes(token)
+        return Alternative(raw.decode("utf-8", "replace"), raw, max(logprob, LOWEST_LOGPROB))

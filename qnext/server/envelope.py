@@ -1,0 +1,67 @@
+"""The envelope of every request: its id, its normal path, and the last net under it.
+
+The outermost layer of `app`. Invariants: every answer carries `X-Request-ID`; a path with double slashes or a
+slash at its end is the path without them; no exception reaches a client but as the dialect's internal error.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .errors import ApiError, compat_body, internal, native_body
+from .sse import ClientGone, dump
+
+_LOG = logging.getLogger("qnext.server")
+
+
+def request_id(request: Request) -> str:
+    return str(request.scope["qnext.request_id"])
+
+
+def is_native(path: str) -> bool:
+    """Which dialect speaks at a path, for errors as well: native below /api, and at its path below other
+    bases."""
+    return path.startswith("/api/") or "/services/aigc/" in path
+
+
+def error_response(error: ApiError, path: str, request_id: str) -> Response:
+    body = (native_body if is_native(path) else compat_body)(error, request_id)
+    return Response(dump(body), error.status, error.headers, "application/json")
+
+
+class Envelope:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        name = str(uuid.uuid4())
+        path = re.sub("/{2,}", "/", scope["path"]).rstrip("/") or "/"
+        scope = {**scope, "qnext.request_id": name, "path": path, "raw_path": path.encode("utf-8", "replace")}
+        started = False
+
+        async def send_named(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)["X-Request-ID"] = name
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except (ClientGone, ClientDisconnect):
+            pass  # nobody is there to be answered
+        except Exception:
+            _LOG.exception("request %s failed", name)
+            if started:
+                raise  # the connection is cut, which is all that can still be said
+            await error_response(internal(), path, name)(scope, receive, send_named)

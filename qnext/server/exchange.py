@@ -1,0 +1,160 @@
+"""The neutral exchange: what is asked and what is answered, in no dialect's words.
+
+Dialects (`openai`, `openai_completions`, `dashscope`) make a `ChatRequest` from a body and bytes from
+`ChatEvent`s; `service` turns the one into the other. Invariant: the events of a choice, gathered in an
+`Answer`, are exactly what the non-streamed answer says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from qnext.engine.request import SamplingParams
+from qnext.text.messages import Message, ToolCall
+
+from .errors import ApiError
+
+Finish = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A prompt that goes through the chat template."""
+
+    messages: tuple[Message, ...]
+
+
+Prompt = Conversation | str | tuple[int, ...]
+"""A conversation, a text to continue as it is, or token ids."""
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """`sampling` holds a seed, always, and `n` for each prompt: choice `i * n + j` answers prompt `i`.
+
+    `stop_sequences` are further stops, given as token ids. `max_calls` ends the answer after so many tool
+    calls.
+    """
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    sampling: SamplingParams
+    stream: bool = False
+    stop_sequences: tuple[tuple[int, ...], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    max_calls: int | None = 1
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What one served model allows and assumes: all a dialect needs to know of it to read a body.
+
+    `defaults` are sampling parameters by name.
+    """
+
+    thinking: bool
+    template: bool
+    vocab_size: int
+    defaults: Mapping[str, float]
+    max_output: int
+    max_thinking: int
+    thinking_non_stream: bool = True
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts. `output` includes `reasoning` and tags; `cached` is part of `input`."""
+
+    input: int = 0
+    output: int = 0
+    reasoning: int = 0
+    cached: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.input + self.output
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A token as text and bytes, and its log-probability, never below -9999 (JSON has no infinity)."""
+
+    token: str
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Logprob(Alternative):
+    """A token of the answer, with the likeliest tokens at its place, best first."""
+
+    top: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChatEvent:
+    """A piece of choice `index`: reasoning, content, one whole call, or the end of the choice.
+
+    `usage` counts the whole request up to now, `share` the prompt and this choice alone.
+    """
+
+    index: int
+    usage: Usage
+    share: Usage
+    content: str = ""
+    reasoning: str = ""
+    call: ToolCall | None = None
+    logprobs: tuple[Logprob, ...] = ()
+    finish: Finish | None = None
+
+
+@dataclass
+class Choice:
+    """One answer as far as it has come."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)
+    finish: Finish | None = None
+    events: int = 0
+
+
+@dataclass
+class Answer:
+    """All choices of a request as far as they have come, and the number of events they came in."""
+
+    choices: dict[int, Choice] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    events: int = 0
+
+    def add(self, event: ChatEvent) -> Choice:
+        """Takes one event in and returns its choice."""
+        choice = self.choices.setdefault(event.index, Choice())
+        choice.content += event.content
+        choice.reasoning += event.reasoning
+        choice.logprobs += event.logprobs
+        if event.call is not None:
+            choice.calls.append(event.call)
+        choice.finish = event.finish or choice.finish
+        choice.events += 1
+        self.usage = event.usage
+        self.events += 1
+        return choice
+
+    def ordered(self) -> list[tuple[int, Choice]]:
+        return sorted(self.choices.items())
+
+
+class Reply(Protocol):
+    """How one dialect writes one answer: whole, or event by event. `answer` already holds the event."""
+
+    def body(self, answer: Answer) -> dict[str, Any]: ...
+
+    def frames(self, event: ChatEvent, answer: Answer) -> bytes: ...
+
+    def end(self, answer: Answer) -> bytes: ...
+
+    def failure(self, error: ApiError, answer: Answer) -> bytes: ...

@@ -1,0 +1,136 @@
+"""The OpenAI-compatible completions dialect: raw prompts to a `ChatRequest`, answers to its bytes.
+
+Called by `app`. Invariant: pure functions and frozen values, no I/O; no template ever touches a prompt, and
+choice `i * n + j` continues prompt `i`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .errors import ApiError, compat_body, invalid
+from .exchange import Answer, ChatEvent, ChatRequest, Logprob, Prompt, Rules
+from .openai import usage_counts, usage_wanted
+from .sse import DONE, compat_frame
+from .validation import Params, chat_request, flag, span, token_ids
+
+MAX_PROMPTS = 256
+
+
+def parse(
+    body: Mapping[str, Any], rules: Rules, *, request_id: str, created: int
+) -> tuple[ChatRequest, CompletionReply]:
+    """Read a completions body; `created` is in seconds since 1970. Raises ApiError."""
+    if body.get("suffix"):
+        raise invalid("suffix is not supported by this model", "suffix")
+    prompts = _prompts(body.get("prompt"), rules)
+    logprobs = span(body, "logprobs", 0, 5)
+    echoed = _echoed(body, prompts, logprobs)
+    stream, model = bool(flag(body, "stream")), body["model"]
+    # A raw continuation neither reasons nor calls tools, whatever the model does in a conversation.
+    plain = replace(rules, thinking=False)
+    params = {name: value for name, value in body.items() if name not in ("tools", "tool_choice")}
+    asked = chat_request(model, prompts, params, plain, stream=stream, logprobs=logprobs)
+    return asked, CompletionReply(
+        request_id, model, created, usage_wanted(body), logprobs is not None, echoed, asked.sampling.n
+    )
+
+
+def _prompts(raw: Any, rules: Rules) -> tuple[Prompt, ...]:
+    """A text, texts, token ids, or lists of token ids."""
+    if raw is None:
+        raise invalid('Either "prompt" or "messages" must exist and cannot both be none', "prompt")
+    if isinstance(raw, str):
+        return (raw,)
+    if token_ids(raw, rules):
+        return (tuple(raw),)
+    if isinstance(raw, list) and 1 <= len(raw) <= MAX_PROMPTS:
+        if all(isinstance(each, str) for each in raw):
+            return tuple(raw)
+        if all(token_ids(each, rules) for each in raw):
+            return tuple(tuple(each) for each in raw)
+    words = f"a text, token ids of the model, or a list of 1 to {MAX_PROMPTS} of either"
+    raise invalid(f"'prompt' must be {words}", "prompt")
+
+
+def _echoed(body: Params, prompts: tuple[Prompt, ...], logprobs: int | None) -> tuple[str, ...]:
+    """The texts that go before the answers."""
+    if not flag(body, "echo"):
+        return ()
+    if logprobs is not None or not all(isinstance(prompt, str) for prompt in prompts):
+        raise invalid("echo is not yet supported with logprobs or token ids", "echo")
+    return tuple(str(prompt) for prompt in prompts)
+
+
+@dataclass(frozen=True)
+class CompletionReply:
+    """`echoed` holds the prompts to repeat before their answers, or nothing; `n` is the answers per
+    prompt."""
+
+    request_id: str
+    model: str
+    created: int
+    include_usage: bool = False
+    logprobs: bool = False
+    echoed: tuple[str, ...] = ()
+    n: int = 1
+
+    def body(self, answer: Answer) -> dict[str, Any]:
+        choices = [
+            self._choice(index, self._echo(index) + choice.content, choice.logprobs, 0, choice.finish)
+            for index, choice in answer.ordered()
+        ]
+        return self._envelope(choices) | {"usage": usage_counts(answer.usage)}
+
+    def frames(self, event: ChatEvent, answer: Answer) -> bytes:
+        choice = answer.choices[event.index]
+        text = self._echo(event.index) if choice.events == 1 else ""
+        offset = len(choice.content) - len(event.content)
+        written = self._choice(event.index, text + event.content, event.logprobs, offset, event.finish)
+        chunk = self._envelope([written])
+        if self.include_usage:
+            chunk["usage"] = None
+        return compat_frame(chunk)
+
+    def end(self, answer: Answer) -> bytes:
+        if not self.include_usage:
+            return DONE
+        return compat_frame(self._envelope([]) | {"usage": usage_counts(answer.usage)}) + DONE
+
+    def failure(self, error: ApiError, answer: Answer) -> bytes:
+        return compat_frame(compat_body(error, self.request_id))
+
+    def _echo(self, index: int) -> str:
+        return self.echoed[index // self.n] if self.echoed else ""
+
+    def _choice(
+        self, index: int, text: str, tokens: Sequence[Logprob], offset: int, finish: str | None
+    ) -> dict[str, Any]:
+        told = _logprobs(tokens, offset) if self.logprobs else None
+        return {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
+
+    def _envelope(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": f"cmpl-{self.request_id}",
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": None,
+            "choices": choices,
+        }
+
+
+def _logprobs(tokens: Sequence[Logprob], offset: int) -> dict[str, Any]:
+    """`offset` is where the first token's text begins in the answer, in characters."""
+    offsets = []
+    for each in tokens:
+        offsets.append(offset)
+        offset += len(each.token)
+    return {
+        "tokens": [each.token for each in tokens],
+        "token_logprobs": [each.logprob for each in tokens],
+        "top_logprobs": [{other.token: other.logprob for other in each.top} for each in tokens],
+        "text_offset": offsets,
+    }

@@ -1,0 +1,212 @@
+"""The service: the loaded models under their names, and a neutral request turned into neutral events.
+
+Made by `cli` with the loaded models, called by `app`. Invariants: work that grows with a prompt runs in a
+thread, never on the event loop; whoever closes the events aborts every stream the request has in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from qnext.engine.request import MAX_SEED, Reasoning, Request, SamplingParams
+from qnext.engine.stream import Stream
+from qnext.text import chat as text
+
+from .choice import Choice, Tally
+from .errors import at_capacity, invalid, no_model, too_long
+from .exchange import ChatEvent, ChatRequest, Conversation, Prompt, Rules
+from .settings import Settings
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class Engine(Protocol):
+    """What the service needs of an engine. `submit` raises ValueError for a request that can never fit and
+    RuntimeError when the engine takes no more for now."""
+
+    def submit(self, request: Request) -> Stream: ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """One loaded checkpoint. `context_length` is in tokens, `created` in seconds since 1970."""
+
+    name: str
+    engine: Engine
+    chat: text.Chat
+    context_length: int
+    created: int
+
+
+class Service:
+    """`models` are found by their own names and by those of the settings' aliases that lead to one of
+    them."""
+
+    def __init__(self, models: Mapping[str, Served], settings: Settings) -> None:
+        self._settings = settings
+        aliases = {name: models[target] for name, target in settings.aliases.items() if target in models}
+        self._named = {**aliases, **models}
+
+    def names(self) -> list[tuple[str, Served]]:
+        """Every name that may be asked for, and what answers to it: the models themselves first."""
+        return sorted(self._named.items(), key=lambda pair: (pair[0] != pair[1].name, pair[0]))
+
+    def find(self, name: str) -> Served:
+        """Raises ApiError for a name that nothing answers to."""
+        if name not in self._named:
+            raise no_model(name)
+        return self._named[name]
+
+    def rules(self, name: str) -> Rules:
+        served = self.find(name)
+        defaults = {key: value for key, value in served.chat.defaults.items() if key in _SAMPLING}
+        return Rules(
+            thinking=served.chat.is_thinking,
+            template=served.chat.has_template,
+            vocab_size=served.chat.tokenizer.vocab_size,
+            defaults={"presence_penalty": self._settings.presence_penalty, **defaults},
+            max_output=self._settings.max_output_tokens,
+            max_thinking=self._settings.max_thinking_tokens,
+            thinking_non_stream=self._settings.thinking_non_stream == "allow",
+        )
+
+    async def tokenize(self, name: str, prompt: Prompt) -> list[tuple[int, str]]:
+        """The tokens the engine would see, as ids and texts."""
+        served = self.find(name)
+
+        def work() -> list[tuple[int, str]]:
+            tokenizer = served.chat.tokenizer
+            ids = _encode(served, prompt, ()).ids
+            return [(token, tokenizer.token_bytes(token).decode("utf-8", "replace")) for token in ids]
+
+        return await asyncio.to_thread(work)
+
+    async def answer(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
+        """The events of all choices as they come. Before the first: ApiError when a prompt is too long, the
+        engine is full or the conversation cannot be rendered; later: ApiError when the engine fails."""
+        served = self.find(request.model)
+        prompts = await asyncio.to_thread(self._encode_all, served, request)
+        choices: list[Choice] = []
+        try:
+            tally = Tally(sum(len(prompt.ids) for prompt in prompts))
+            for prompt in prompts:
+                for j in range(request.sampling.n):
+                    choices.append(self._start(served, request, prompt, j, len(choices), tally))
+            async with aclosing(_merge([choice.events() for choice in choices])) as events:
+                async for event in events:
+                    yield event
+        finally:
+            for choice in choices:
+                choice.abort()
+
+    def _encode_all(self, served: Served, request: ChatRequest) -> list[text.Prompt]:
+        context = self._context(served)
+        prompts = []
+        for asked in request.prompts:
+            prompt = _encode(served, asked, request.tools)
+            if not 1 <= len(prompt.ids) < context:
+                raise too_long(len(prompt.ids), context - 1, context)
+            prompts.append(prompt)
+        return prompts
+
+    def _context(self, served: Served) -> int:
+        return min(served.context_length, self._settings.max_context or served.context_length)
+
+    def _start(
+        self, served: Served, request: ChatRequest, prompt: text.Prompt, j: int, index: int, tally: Tally
+    ) -> Choice:
+        """Hand answer `j` to `prompt` to the engine."""
+        chat, sampling = served.chat, request.sampling
+        room = self._context(served) - len(prompt.ids)
+        closing = chat.reasoning(prompt)
+        asked = Request(
+            prompt.ids,
+            replace(
+                sampling,
+                n=1,
+                stop=(),
+                seed=((sampling.seed or 0) + j) % (MAX_SEED + 1),
+                max_total_tokens=min(room, _longest(sampling, chat)),
+            ),
+            eos=chat.eos_token_ids,
+            reasoning=Reasoning(*closing) if closing else None,
+        )
+        try:
+            stream = served.engine.submit(asked)
+        except ValueError as error:
+            raise invalid(str(error)) from None
+        except RuntimeError as error:
+            raise at_capacity(f"The model takes no more requests for now: {error}") from None
+        spelled = tuple(chat.tokenizer.decode(ids, skip_control=False) for ids in request.stop_sequences)
+        parser = chat.parser(
+            prompt,
+            stop=(*sampling.stop, *spelled),
+            tools=request.tools,
+            max_calls=request.max_calls,
+            stop_token_ids=sampling.stop_token_ids,
+        )
+        return Choice(
+            index, stream, parser, chat.tokenizer, tally, prompt_length=len(prompt.ids), leads=j == 0
+        )
+
+
+def _encode(served: Served, prompt: Prompt, tools: Sequence[dict[str, object]]) -> text.Prompt:
+    match prompt:
+        case Conversation(messages):
+            try:
+                return served.chat.encode(messages, tools or None)
+            except ValueError as error:
+                raise invalid(str(error), "messages") from None
+        case str():
+            return served.chat.encode_text(prompt)
+        case _:
+            return text.Prompt(prompt, raw=True)
+
+
+def _longest(sampling: SamplingParams, chat: text.Chat) -> int:
+    """Reasoning and answer together: what was asked, else, where nothing was, what the checkpoint
+    recommends."""
+    if sampling.max_total_tokens is not None:
+        return sampling.max_total_tokens
+    if sampling.max_tokens is None and "max_new_tokens" in chat.defaults:
+        return max(int(chat.defaults["max_new_tokens"]), 1)
+    return MAX_SEED
+
+
+async def _merge(sources: Sequence[AsyncGenerator[ChatEvent, None]]) -> AsyncGenerator[ChatEvent, None]:
+    """The events of several answers in the order they come; the first failure ends them all."""
+    if len(sources) == 1:
+        async with aclosing(sources[0]) as only:
+            async for event in only:
+                yield event
+        return
+    queue: asyncio.Queue[ChatEvent | Exception | None] = asyncio.Queue()
+
+    async def pump(source: AsyncGenerator[ChatEvent, None]) -> None:
+        try:
+            async with aclosing(source):
+                async for event in source:
+                    queue.put_nowait(event)
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    pumps = [asyncio.ensure_future(pump(source)) for source in sources]
+    running = len(pumps)
+    try:
+        while running:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for each in pumps:
+            each.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)

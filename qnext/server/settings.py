@@ -1,0 +1,103 @@
+"""The settings of a server: where it listens, where its state lives, what it allows and assumes.
+
+Made by `cli` from the environment (`QNEXT_PORT`, `QNEXT_HOME`, ...: the field's name in capitals), read by
+every file of the server. Invariant: a `Settings` that exists holds sane values; a wrong one is refused by
+name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from platformdirs import user_data_path
+
+HOSTED_NAMES = {
+    "qwen3-next-80b-a3b-instruct": "tiny-instruct",
+    "qwen3-next-80b-a3b-thinking": "tiny-thinking",
+    "qwen3-next-80b-a3b-base": "tiny-base",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`aliases` maps names that clients may ask for to the model that answers; an alias of a model that is
+    not loaded is not served. `presence_penalty` is what a request that gives none gets (the hosted service:
+    1.5 for instruct). `max_context` caps the context of every model, in tokens. `max_output_tokens` and
+    `max_thinking_tokens` are the largest values a request may ask for. `keep_alive` is the silence, in
+    seconds, after which a stream gets a comment line. Raises ValueError naming the environment variable.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    home: Path = field(default_factory=lambda: user_data_path("qnext"))
+    aliases: Mapping[str, str] = field(default_factory=lambda: dict(HOSTED_NAMES))
+    presence_penalty: float = 0.0
+    max_context: int | None = None
+    max_output_tokens: int = 32_768
+    max_thinking_tokens: int = 81_920
+    max_body_bytes: int = 16 * 2**20
+    keep_alive: float = 15.0
+    thinking_non_stream: Literal["allow", "reject"] = "allow"
+
+    def __post_init__(self) -> None:
+        _require(bool(self.host), "host", "an address such as 127.0.0.1", self.host)
+        _require(0 <= self.port < 65536, "port", "a number from 0 to 65535", self.port)
+        _require(-2 <= self.presence_penalty <= 2, "presence_penalty", "-2 to 2", self.presence_penalty)
+        for name in ("max_context", "max_output_tokens", "max_thinking_tokens", "max_body_bytes"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, "1 or more", value)
+        _require(0 < self.keep_alive < float("inf"), "keep_alive", "seconds, more than 0", self.keep_alive)
+        thinking = self.thinking_non_stream
+        _require(thinking in ("allow", "reject"), "thinking_non_stream", "allow or reject", thinking)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Defaults, overridden by the variables that are set and not empty."""
+        given: dict[str, Any] = {}
+        for name, (read, wanted) in _READERS.items():
+            text = environ.get(variable(name), "")
+            if not text:
+                continue
+            try:
+                given[name] = read(text)
+            except ValueError:
+                raise ValueError(f"{variable(name)} is {text!r}: give {wanted}") from None
+        return replace(cls(), **given)
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field."""
+    return f"QNEXT_{name.upper()}"
+
+
+def _require(ok: bool, name: str, wanted: str, value: object) -> None:
+    if not ok:
+        raise ValueError(f"{variable(name)} is {value!r}: give {wanted}")
+
+
+def _aliases(text: str) -> dict[str, str]:
+    """`name=model,name=model`, added to the hosted names."""
+    pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
+    if not all(len(pair) == 2 and pair[0].strip() and pair[1].strip() for pair in pairs):
+        raise ValueError
+    return HOSTED_NAMES | {name.strip(): model.strip() for name, model in pairs}
+
+
+_READERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "host": (str, "an address"),
+    "port": (int, "a number from 0 to 65535"),
+    "home": (lambda text: Path(text).expanduser(), "a folder"),
+    "aliases": (_aliases, "name=model pairs separated by commas"),
+    "presence_penalty": (float, "a number from -2 to 2"),
+    "max_context": (int, "a number of tokens"),
+    "max_output_tokens": (int, "a number of tokens"),
+    "max_thinking_tokens": (int, "a number of tokens"),
+    "max_body_bytes": (int, "a number of bytes"),
+    "keep_alive": (float, "a number of seconds"),
+    "thinking_non_stream": (str, "allow or reject"),
+}
+assert set(_READERS) == {spec.name for spec in fields(Settings)}

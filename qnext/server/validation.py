@@ -1,0 +1,217 @@
+"""Parameters off the wire: ranges, types and refusals in the contract's words, the same in every dialect.
+
+Called by `dashscope`, `openai` and `openai_completions`. Invariants: the same parameters give the same
+`ChatRequest` in either protocol, so that the same seed gives the same text; a boolean or a numeric string is
+never a number; what is unknown or null is absent.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qnext.engine.request import MAX_SEED, SamplingParams
+
+from .errors import invalid
+from .exchange import ChatRequest, Prompt, Rules
+
+Params = Mapping[str, Any]
+MAX_STOPS = 16
+_Ids = tuple[int, ...]
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_UNKNOWN_FORMAT = (
+    "Unknown format of response_format, response_format should be a dict, includes 'type' and an optional "
+    "key 'json_schema'."
+)
+
+
+def number(params: Params, name: str, allowed: Callable[[float], bool], message: str) -> float | None:
+    value = params.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise invalid(f"'{name}' must be Float", name)
+    if not (allowed(value) and abs(value) < 1e300):
+        raise invalid(message, name)
+    return float(value)
+
+
+def integer(params: Params, name: str, low: int, high: int, message: str) -> int | None:
+    value = params.get(name)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():  # some languages write no other numbers
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise invalid(f"'{name}' must be Integer", name)
+    if not low <= value <= high:
+        raise invalid(message, name)
+    return value
+
+
+def span(params: Params, name: str, low: int, high: int) -> int | None:
+    return integer(params, name, low, high, f"Range of {name} should be [{low}, {high}]")
+
+
+def flag(params: Params, name: str) -> bool | None:
+    value = params.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise invalid(f"'{name}' must be Boolean", name)
+    return value
+
+
+def chat_request(
+    model: str,
+    prompts: tuple[Prompt, ...],
+    params: Params,
+    rules: Rules,
+    *,
+    stream: bool,
+    logprobs: int | None,
+) -> ChatRequest:
+    """What all dialects share: sampling, stops, tools, thinking. `logprobs` is None or a number of
+    alternatives."""
+    _thinking(params, rules, stream)
+    _response_format(params)
+    tools = _tools(params)
+    stops, stop_ids, stop_sequences = _stops(params, rules)
+    n = span(params, "n", 1, 4) or 1
+    numbers: dict[str, Any] = {**rules.defaults, **_sampling(params), **_lengths(params, rules)}
+    sampling = SamplingParams(
+        **numbers,
+        seed=_seed(params),
+        stop=stops,
+        stop_token_ids=stop_ids,
+        logprobs=logprobs,
+        n=1 if tools else n,
+    )
+    max_calls = None if flag(params, "parallel_tool_calls") else 1
+    return ChatRequest(model, prompts, sampling, stream, stop_sequences, tools, max_calls)
+
+
+def logprobs_asked(params: Params) -> int | None:
+    """The boolean `logprobs` of chats, and `top_logprobs`."""
+    wanted, top = flag(params, "logprobs"), span(params, "top_logprobs", 0, 5)
+    if top and not wanted:
+        raise invalid("top_logprobs is possible only when logprobs is true", "top_logprobs")
+    return (top or 0) if wanted else None
+
+
+def _sampling(params: Params) -> dict[str, float]:
+    penalties = "{} should be in [-2.0, 2.0]"
+    found = {
+        "temperature": number(
+            params, "temperature", lambda v: 0 <= v < 2, "Temperature should be in [0.0, 2.0)"
+        ),
+        "top_p": number(params, "top_p", lambda v: 0 < v <= 1, "Range of top_p should be (0.0, 1.0]"),
+        "min_p": number(params, "min_p", lambda v: 0 <= v <= 1, "Range of min_p should be [0.0, 1.0]"),
+        "repetition_penalty": number(
+            params, "repetition_penalty", lambda v: v > 0, "Repetition_penalty should be greater than 0.0"
+        ),
+        "presence_penalty": number(
+            params, "presence_penalty", lambda v: -2 <= v <= 2, penalties.format("Presence_penalty")
+        ),
+        "frequency_penalty": number(
+            params, "frequency_penalty", lambda v: -2 <= v <= 2, penalties.format("Frequency_penalty")
+        ),
+    }
+    given = {name: value for name, value in found.items() if value is not None}
+    unbounded = 10**1000
+    top_k = integer(params, "top_k", 0, unbounded, "Parameter top_k be greater than or equal to 0")
+    if top_k is not None:
+        given["top_k"] = top_k if top_k <= 100 else 0
+    return given
+
+
+def _lengths(params: Params, rules: Rules) -> dict[str, int | None]:
+    whole = rules.max_output + (rules.max_thinking if rules.thinking else 0)
+    budget = None
+    if rules.thinking:
+        limit = rules.max_thinking
+        words = f"The thinking_budget parameter must be a positive integer and not greater than {limit}"
+        budget = integer(params, "thinking_budget", 1, limit, words)
+    return {
+        "max_tokens": span(params, "max_tokens", 1, rules.max_output),
+        "max_total_tokens": span(params, "max_completion_tokens", 1, whole),
+        "thinking_budget": budget,
+    }
+
+
+def _seed(params: Params) -> int:
+    seed = span(params, "seed", 0, MAX_SEED)
+    return secrets.randbelow(2**31) if seed is None else seed
+
+
+def _stops(params: Params, rules: Rules) -> tuple[tuple[str, ...], _Ids, tuple[_Ids, ...]]:
+    """Stop texts, single stop ids, and stop sequences of several ids; never texts and ids together."""
+    raw = params.get("stop")
+    if raw is None:
+        return (), (), ()
+    stops = raw if isinstance(raw, list) else [raw]
+    if len(stops) > MAX_STOPS:
+        raise invalid(f"Range of stop should be [0, {MAX_STOPS}] items", "stop")
+    if all(isinstance(stop, str) for stop in stops):
+        return tuple(stop for stop in stops if stop), (), ()
+    sequences = [stop if isinstance(stop, list) else [stop] for stop in stops]
+    if isinstance(raw, list) and all(token_ids(sequence, rules) for sequence in sequences):
+        single = tuple(sequence[0] for sequence in sequences if len(sequence) == 1)
+        return (), single, tuple(tuple(sequence) for sequence in sequences if len(sequence) > 1)
+    words = "a string, a list of strings, or a list of token ids or of lists of token ids, not mixed"
+    raise invalid(f"'stop' must be {words}", "stop")
+
+
+def token_ids(value: Any, rules: Rules) -> bool:
+    """Whether `value` is a list of ids of the model's vocabulary, not empty."""
+    if not isinstance(value, list) or not value:
+        return False
+    return all(type(token) is int and 0 <= token < rules.vocab_size for token in value)
+
+
+def _thinking(params: Params, rules: Rules, stream: bool) -> None:
+    """A thinking model always thinks; other models ignore the wish, which several front ends always send."""
+    wanted = flag(params, "enable_thinking")
+    if not rules.thinking:
+        return
+    if wanted is False:
+        raise invalid("The value of the enable_thinking parameter is restricted to True.", "enable_thinking")
+    if not stream and not rules.thinking_non_stream:
+        words = "This model only support stream mode, please enable the stream parameter to access the model."
+        raise invalid(words, "stream")
+
+
+def _response_format(params: Params) -> None:
+    wanted = params.get("response_format")
+    if wanted is None:
+        return
+    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
+    if kind in ("json_object", "json_schema"):
+        raise invalid(
+            f"response_format of type {kind} is not yet supported by this server", "response_format"
+        )
+    if kind != "text":
+        raise invalid(_UNKNOWN_FORMAT, "response_format")
+
+
+def _tools(params: Params) -> tuple[dict[str, Any], ...]:
+    """The tools on offer: none when `tool_choice` is "none"."""
+    tools, choice = params.get("tools"), params.get("tool_choice")
+    if choice == "required" or isinstance(choice, Mapping):
+        raise invalid("a forced tool_choice is not yet supported by this server, use 'auto'", "tool_choice")
+    if choice not in (None, "auto", "none"):
+        words = 'tool_choice is one of the strings that should be ["none", "auto"]'
+        raise invalid(words, "tool_choice")
+    if tools is None:
+        return ()
+    if not isinstance(tools, list):
+        raise invalid("'tools' must be a list of tools", "tools")
+    for i, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
+            words = '{"type": "function", "function": {"name", "description", "parameters"}}'
+            raise invalid(f"tools[{i}] must be {words}", f"tools[{i}]")
+        name = function.get("name")
+        if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
+            raise invalid(f"tools[{i}].function.name must be 1 to 64 of [A-Za-z0-9_-]", f"tools[{i}]")
+    return () if choice == "none" else tuple(tools)

@@ -1,0 +1,110 @@
+"""A real server on a local port, with fake engines behind the three embedded names."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from qnext.server.app import create_app
+from qnext.server.keys import Keys
+from qnext.server.service import Served, Service
+from qnext.server.settings import Settings
+from qnext.server.store import open_store
+from qnext.text.chat import Chat
+
+from ..text.conftest import backend, chats, checkpoint, templates
+from .fake_engine import FakeEngine
+
+__all__ = ["backend", "chats", "checkpoint", "templates"]
+
+CONTEXT = 600
+CREATED = 1_757_600_000
+
+
+@dataclass
+class Live:
+    """A running server. `key` works; `instruct`, `thinking` and `base` are the engines."""
+
+    url: str
+    key: str
+    keys: Keys
+    engines: dict[str, FakeEngine]
+
+    @property
+    def instruct(self) -> FakeEngine:
+        return self.engines["instruct"]
+
+    @property
+    def thinking(self) -> FakeEngine:
+        return self.engines["thinking"]
+
+    @property
+    def base(self) -> FakeEngine:
+        return self.engines["base"]
+
+    @property
+    def auth(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+
+@pytest.fixture(scope="session")
+def engines(chats: dict[str, Chat]) -> dict[str, FakeEngine]:
+    return {variant: FakeEngine(chat.tokenizer) for variant, chat in chats.items()}
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(home=tmp_path_factory.mktemp("home"), keep_alive=0.3, max_body_bytes=2**20)
+
+
+@pytest.fixture(scope="session")
+def service(chats: dict[str, Chat], engines: dict[str, FakeEngine], settings: Settings) -> Service:
+    served = [Served(f"tiny-{name}", engines[name], chats[name], CONTEXT, CREATED) for name in chats]
+    return Service({each.name: each for each in served}, settings)
+
+
+@pytest.fixture(scope="session", params=["h11", "httptools"])
+def running(
+    request: pytest.FixtureRequest, service: Service, engines: dict[str, FakeEngine], settings: Settings
+) -> Iterator[Live]:
+    pytest.importorskip(request.param)
+    keys = Keys(open_store(settings.home))
+    _, secret = keys.create("tests")
+    config = uvicorn.Config(
+        create_app(service, keys, settings), log_level="critical", http=request.param, lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", secret, keys, engines)
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def live(running: Live) -> Live:
+    for engine in running.engines.values():
+        engine.reset()
+    return running
+
+
+@pytest.fixture
+def http(live: Live) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=live.url, headers=live.auth, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return Keys(open_store(tmp_path / "home"))

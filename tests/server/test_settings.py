@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qnext.server.settings import Settings
+
+
+def test_defaults_hold_in_an_empty_environment() -> None:
+    settings = Settings.from_env({"QNEXT_PORT": "", "PORT": "1"})
+    assert settings == Settings()
+    assert settings.aliases["qwen3-next-80b-a3b-thinking"] == "tiny-thinking"
+    assert settings.home.name == "qnext" and settings.presence_penalty == 0
+
+
+def test_the_environment_decides() -> None:
+    settings = Settings.from_env(
+        {
+            "QNEXT_HOST": "0.0.0.0",
+            "QNEXT_PORT": "80",
+            "QNEXT_HOME": "~/somewhere",
+            "QNEXT_ALIASES": "mine=tiny-base, gpt-4o = tiny-instruct",
+            "QNEXT_PRESENCE_PENALTY": "1.5",
+            "QNEXT_MAX_CONTEXT": "4096",
+            "QNEXT_THINKING_NON_STREAM": "reject",
+        }
+    )
+    assert (settings.host, settings.port, settings.max_context) == ("0.0.0.0", 80, 4096)
+    assert settings.home == Path.home() / "somewhere"
+    assert settings.aliases["gpt-4o"] == "tiny-instruct" and settings.aliases["mine"] == "tiny-base"
+    assert "qwen3-next-80b-a3b-base" in settings.aliases
+    assert (settings.presence_penalty, settings.thinking_non_stream) == (1.5, "reject")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("QNEXT_PORT", "eighty"),
+        ("QNEXT_PORT", "65536"),
+        ("QNEXT_ALIASES", "mine"),
+        ("QNEXT_ALIASES", "=tiny-base"),
+        ("QNEXT_PRESENCE_PENALTY", "2.5"),
+        ("QNEXT_PRESENCE_PENALTY", "nan"),
+        ("QNEXT_MAX_CONTEXT", "0"),
+        ("QNEXT_MAX_BODY_BYTES", "1e6"),
+        ("QNEXT_KEEP_ALIVE", "0"),
+        ("QNEXT_KEEP_ALIVE", "inf"),
+        ("QNEXT_THINKING_NON_STREAM", "maybe"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} is .*: give "):
+        Settings.from_env({name: value})
+
+
+@pytest.mark.parametrize("wrong", [{"port": -1}, {"host": ""}, {"max_output_tokens": 0}])
+def test_a_wrong_argument_is_refused_too(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^QNEXT_\w+ is .*: give "):
+        Settings(**wrong)
