@@ -1,0 +1,299 @@
+"""The command line: a table of verbs, and the one place where all parts of qnext are put together.
+
+Invariant: an error of the user's making is one line on stderr and exit code 2, never a traceback. Parts are
+imported inside the verbs, so that `qnext keys` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from .version import VERSION
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+
+    from .engine.config import EngineConfig
+    from .server.service import Served
+    from .server.settings import Settings
+
+Options = argparse.Namespace
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[Options], int | None] = options.run
+    try:
+        return run(options) or 0
+    except ValueError as error:
+        print(f"qnext {options.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("qnext", description="Qwen3-Next on your own machine.")
+    parser.add_argument("--version", action="version", version=f"qnext {VERSION}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    verb = verbs.add_parser("serve", help="answer the OpenAI and DashScope protocols over HTTP")
+    verb.add_argument(
+        "models", nargs="*", metavar="MODEL", help="checkpoint directories (default: all embedded)"
+    )
+    verb.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    verb.add_argument("--port", type=int, help="port to listen on (default 8000)")
+    _add_engine(verb)
+    verb.set_defaults(run=serve)
+
+    verb = verbs.add_parser("chat", help="hold a conversation in the terminal")
+    verb.add_argument(
+        "model", nargs="?", default="tiny-instruct", help="embedded name or checkpoint directory"
+    )
+    verb.add_argument("--system", help="a system prompt")
+    verb.add_argument("--temperature", type=float, help="0 for the likeliest answer")
+    verb.add_argument("--max-tokens", type=int, default=512, help="longest answer (default 512)")
+    verb.add_argument("--seed", type=int, help="for the same answers again")
+    _add_engine(verb)
+    verb.set_defaults(run=chat)
+
+    verb = verbs.add_parser("train", help="train a recipe")
+    verb.add_argument("recipe", help="a TOML file")
+    verb.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that differ from the recipe's"
+    )
+    verb.set_defaults(run=train)
+
+    verb = verbs.add_parser("convert", help="rewrite a checkpoint in the published layout")
+    verb.add_argument("source", help="checkpoint directory (bf16, fp16, fp32 or block-FP8)")
+    verb.add_argument("target", help="directory to make")
+    verb.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the source's own")
+    verb.set_defaults(run=convert)
+
+    verb = verbs.add_parser("info", help="what a checkpoint is and what it needs")
+    verb.add_argument(
+        "model", nargs="?", default="tiny-instruct", help="embedded name, directory or config.json"
+    )
+    verb.set_defaults(run=info)
+
+    verb = verbs.add_parser("keys", help="API keys of the server")
+    verb.add_argument("action", choices=("create", "list", "revoke"))
+    verb.add_argument("key", nargs="?", help="create: a name for it; revoke: its number")
+    verb.set_defaults(run=keys)
+    return parser
+
+
+def _add_engine(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--device", default="cpu", help="cpu or cuda")
+    verb.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="default: the checkpoint's own"
+    )
+    verb.add_argument("--cache-gib", type=float, help="memory for caches in GiB, per model (default 4)")
+    verb.add_argument("--max-sequences", type=int, help="answers computed at once (default 32)")
+    verb.add_argument("--max-length", type=int, help="most tokens of prompt and answer together")
+
+
+def _engine_config(options: Options) -> EngineConfig:
+    from .engine.config import EngineConfig
+
+    given = {name: getattr(options, name) for name in ("max_sequences", "max_length")}
+    if options.cache_gib is not None:
+        given["cache_bytes"] = int(options.cache_gib * 2**30)
+    return EngineConfig(**{name: value for name, value in given.items() if value is not None})
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "cpu" and not (name.split(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise ValueError(f"--device {name}: this machine has no such device; give cpu")
+    return name
+
+
+def serve(options: Options) -> None:
+    """Load the models, make the first key, print what to do next, serve until stopped."""
+    from .server.app import create_app
+    from .server.keys import Keys
+    from .server.run import check_port, serve
+    from .server.service import Service
+    from .server.settings import Settings
+    from .server.store import open_store
+
+    settings = Settings.from_env()
+    given = {name: getattr(options, name) for name in ("host", "port") if getattr(options, name) is not None}
+    settings = replace(settings, **given)
+    check_port(settings.host, settings.port)
+    keys = Keys(open_store(settings.home))
+    console = _console()
+    with ExitStack() as engines:
+        models = {}
+        for name, path in _named_models(options.models).items():
+            models[name] = _load(name, path, options, engines)
+        lowered = {name.lower(): name for name in models if name.lower() != name}
+        settings = replace(settings, aliases={**settings.aliases, **lowered})
+        app = create_app(Service(models, settings), keys, settings)
+        _welcome(console, settings, list(models), keys.first())
+        serve(app, settings.host, settings.port)
+
+
+def _named_models(models: Sequence[str]) -> dict[str, Path]:
+    """Names to folders; a directory is served under its own name. Raises ValueError on two of one name."""
+    from .models import EMBEDDED, locate
+
+    found: dict[str, Path] = {}
+    for model in models or sorted(EMBEDDED, key=lambda name: name != "tiny-instruct"):
+        path = locate(model)
+        name = path.resolve().name
+        if name in found:
+            raise ValueError(f"two models are named {name}: rename one of the directories")
+        found[name] = path
+    return found
+
+
+def _load(name: str, path: Path, options: Options, engines: ExitStack) -> Served:
+    from .engine.engine import Engine
+    from .model.qwen3_next import Qwen3Next
+    from .server.service import Served
+    from .terminal import byte_bar
+    from .text.chat import Chat
+
+    config, dtype, device = _engine_config(options), _dtype(options.dtype), _device(options.device)
+    chat = Chat.from_pretrained(path)
+    with byte_bar(_console(), f"loading {name}") as progress:
+        model = Qwen3Next.from_pretrained(path, dtype=dtype, device=device, progress=progress)
+    engine = engines.enter_context(Engine(model, config))
+    created = int((path / "config.json").stat().st_mtime)
+    return Served(name, engine, chat, engine.max_length, created)
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    import torch
+
+    dtype: torch.dtype | None = getattr(torch, name) if name else None
+    return dtype
+
+
+def _welcome(console: Console, settings: Settings, models: list[str], secret: str | None) -> None:
+    from .server.welcome import example_calls
+
+    base = f"http://{settings.host}:{settings.port}"
+    console.print(
+        f"[bold]qnext {VERSION}[/] at {base}, OpenAI and DashScope protocols. Ctrl-C ends it.", soft_wrap=True
+    )
+    for name in models:
+        aliases = [alias for alias, target in settings.aliases.items() if target == name]
+        console.print(f"  {name}" + (f"  (also asked for as {', '.join(aliases)})" if aliases else ""))
+    if secret:
+        console.print(f"\nYour API key, shown this once: [bold green]{secret}[/]")
+    else:
+        console.print("\nYour keys of earlier starts are valid; `qnext keys create` makes another.")
+    console.print("\nTo try it, in another terminal:\n")
+    calls = example_calls(base, secret or "YOUR_KEY", models[0])
+    console.print(calls, markup=False, highlight=False, soft_wrap=True)
+
+
+def chat(options: Options) -> None:
+    """A conversation in the terminal."""
+    from .engine.request import SamplingParams
+    from .llm import LLM
+    from .terminal import converse
+
+    dtype, device = _dtype(options.dtype), _device(options.device)
+    with LLM(options.model, engine=_engine_config(options), dtype=dtype, device=device) as llm:
+        wishes = dict(llm.recommended, max_tokens=options.max_tokens, seed=options.seed)
+        if options.temperature is not None:
+            wishes["temperature"] = options.temperature
+        converse(llm, SamplingParams(**wishes), options.system, _console(sys.stdout))
+
+
+def train(options: Options) -> None:
+    """Train a recipe, with a progress bar; a run that was stopped goes on where it was."""
+    from .train.trainer import train
+
+    train(options.recipe, options.overrides, _console())
+
+
+def convert(options: Options) -> None:
+    """Read a checkpoint, whole and strictly, and write it in the published layout."""
+    from .model.qwen3_next import Qwen3Next
+    from .models import locate
+    from .terminal import byte_bar
+
+    source, target = locate(options.source), Path(options.target)
+    if target.exists() and any(target.iterdir()):
+        raise ValueError(f"{target} exists and is not empty: give a new directory")
+    console = _console()
+    with byte_bar(console, f"reading {source}") as progress:
+        model = Qwen3Next.from_pretrained(source, dtype=_dtype(options.dtype), progress=progress)
+    with console.status(f"writing {target} …"):
+        model.save_pretrained(target, source=source)
+    console.print(f"{target}: {model.config.dtype} checkpoint written")
+
+
+def info(options: Options) -> None:
+    """Architecture, parameters, bytes and the backend of a checkpoint or of a bare config.json."""
+    import json
+
+    from .kernels.select import backend_names
+    from .model.checkpoint import Checkpoint
+    from .model.config import ModelConfig
+    from .model.summary import Summary
+    from .models import EMBEDDED, locate
+
+    path = locate(options.model) if options.model in EMBEDDED else Path(options.model)
+    if path.is_dir() and any(path.glob("*.safetensors")):
+        checkpoint = Checkpoint(path)
+        config = ModelConfig.from_dict(checkpoint.config_dict, mtp_layers=checkpoint.mtp_layers)
+    else:
+        file = path / "config.json" if path.is_dir() else path
+        try:
+            config = ModelConfig.from_dict(json.loads(file.read_text("utf-8")))
+        except OSError as error:
+            raise ValueError(f"{file}: {error.strerror}: give a directory or its config.json") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}: not JSON ({error})") from None
+    for label, text in Summary.of(config).describe(config):
+        print(f"{label:<13}{text}")
+    print(f"{'backend':<13}{', '.join(backend_names('cpu'))}")
+
+
+def keys(options: Options) -> None:
+    """Make, list or revoke API keys."""
+    import time
+
+    from .server.keys import Keys
+    from .server.settings import Settings
+    from .server.store import open_store
+
+    store = Keys(open_store(Settings.from_env().home))
+    if options.action == "create":
+        key, secret = store.create(options.key or "default")
+        print(f"key {key.id} ({key.name}), shown this once: {secret}")
+    elif options.action == "list":
+        for key in store.all():
+            state = "revoked" if key.revoked else "valid"
+            made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created))
+            print(f"{key.id:>4}  sk-…{key.last4}  {made}  {state:<8} {key.name}")
+    else:
+        if options.key is None or not options.key.isdigit():
+            raise ValueError("revoke needs the number of a key: `qnext keys list` shows them")
+        key = store.revoke(int(options.key))
+        print(f"key {key.id} ({key.name}) is revoked")
+
+
+def _console(stream: TextIO | None = None) -> Console:
+    from rich.console import Console
+
+    return Console(file=stream, stderr=stream is None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""The command line: what each verb prints, and that every mistake is one line and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qnext.cli import main
+
+from .model.published import PUBLISHED
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("QNEXT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_info_of_the_published_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
+    assert main(["info", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    for fact in (
+        "79.67 B trunk + 1.65 B MTP",
+        "3.56 B a token",
+        "24 KiB a token",
+        "72 MiB a sequence in float32",
+        "36 Gated DeltaNet, 12 gated attention",
+        "262,144 tokens",
+    ):
+        assert fact in out
+    assert main(["info", str(tmp_path / "config.json")]) == 0
+
+
+def test_info_of_an_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    assert "3 Gated DeltaNet, 1 gated attention" in capsys.readouterr().out
+
+
+def test_keys_are_made_listed_and_revoked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", "create", "laptop"]) == 0
+    secret = capsys.readouterr().out.split()[-1]
+    assert secret.startswith("sk-")
+    assert main(["keys", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert secret[-4:] in listed and "laptop" in listed and "valid" in listed and secret not in listed
+    assert main(["keys", "revoke", "1"]) == 0
+    capsys.readouterr()
+    main(["keys", "list"])
+    assert "revoked" in capsys.readouterr().out
+
+
+def test_convert_changes_the_dtype_and_refuses_a_full_target(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "converted"
+    assert main(["convert", "tiny-instruct", str(target), "--dtype", "float32"]) == 0
+    assert json.loads((target / "config.json").read_text())["torch_dtype"] == "float32"
+    assert (target / "tokenizer.json").is_file() and (target / "generation_config.json").is_file()
+    assert main(["convert", "tiny-instruct", str(target)]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "no-such-model"], "no model 'no-such-model'"),
+        (["serve", "tiny-base", "tiny-base"], "two models are named tiny-base"),
+        (["serve", "--max-sequences", "0"], "max_sequences is 0"),
+        (["serve", "--host", "no.such.host.invalid"], "give an address"),
+        (["chat", "no-such-model"], "no model 'no-such-model'"),
+        (["chat", "tiny-base"], "base model"),
+        (["chat", "--temperature", "-1"], "temperature is -1"),
+        (["chat", "--device", "tpu"], "--device tpu"),
+        (["info", "no-such-model"], "no-such-model"),
+        (["train", "no-such-recipe.toml"], "no-such-recipe.toml: no such file"),
+        (["convert", "no-such-model", "target"], "no model 'no-such-model'"),
+        (["keys", "revoke"], "revoke needs the number"),
+        (["keys", "revoke", "99"], "key 99"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    err = capsys.readouterr().err.strip()
+    assert message in err and "\n" not in err and err.startswith(f"qnext {arguments[0]}: ")
+
+
+def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+    assert f"port {port} of 127.0.0.1 cannot be used" in capsys.readouterr().err
+
+
+def test_chat_holds_a_conversation_from_a_pipe() -> None:
+    command = [sys.executable, "-m", "qnext.cli", "chat", "--temperature", "0", "--max-tokens", "12"]
+    done = subprocess.run(command, input="Hello!\nThank you.\n", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
+    assert len([line for line in done.stdout.splitlines() if line.strip()]) >= 3
