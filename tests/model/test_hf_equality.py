@@ -12,6 +12,8 @@ from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
 from qnext.model.qwen3_next import Qwen3Next
 
+from .tiny import TINY
+
 LENGTHS = (1, 2, 5, 63, 64, 65, 130, 300)
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LINEAR, FULL = "linear_attention", "full_attention"
@@ -33,26 +35,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def theirs(changes: dict[str, Any]) -> Qwen3NextForCausalLM:
     """A random network of `transformers`, norms and biases moved away from their initial values."""
-    config = {
-        "vocab_size": 97,
-        "hidden_size": 48,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "intermediate_size": 40,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 12,
-        "num_experts": 8,
-        "num_experts_per_tok": 3,
-        "moe_intermediate_size": 24,
-        "shared_expert_intermediate_size": 24,
-        "rope_theta": 10000.0,
-        "initializer_range": 0.05,
-        **changes,
-    }
+    # transformers' experts in bfloat16 want widths that are multiples of 8
+    config = {**TINY, "rope_theta": 10000.0, "moe_intermediate_size": 24, **changes}
     torch.manual_seed(0)
     model = Qwen3NextForCausalLM(Qwen3NextConfig(**config)).eval()
     with torch.no_grad():
