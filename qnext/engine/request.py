@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import sys
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
+
+import numpy as np
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 MAX_SEED = 2**63 - 1
@@ -97,14 +99,53 @@ class Reasoning:
     close: tuple[int, ...]
 
 
+class Matcher(Protocol):
+    """A grammar on its way through one answer. It knows accepted tokens only; drafts are taken back."""
+
+    def allowed(self, room: int) -> np.ndarray:
+        """Which ids may come next: bool [V'], V' at most the vocabulary (ids beyond may not). Never all
+        False. `room` is how many tokens the answer may still have, this one included: when it is scarce the
+        matcher may insist on ending."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Take in a token that `allowed` named."""
+        ...
+
+    def rollback(self, count: int) -> None:
+        """Forget the last `count` accepted tokens."""
+        ...
+
+
+class Grammar(Protocol):
+    """What an answer must look like (`text.grammar` makes them). Where the prompt opened reasoning it holds
+    from the end of the reasoning on."""
+
+    def start(self) -> Matcher:
+        """A matcher at the beginning of an answer; each is used by one thread."""
+        ...
+
+
 @dataclass(frozen=True)
 class Request:
-    """One answer to one prompt. `prompt` holds token ids; `eos` the ids that end the answer."""
+    """One answer to one prompt. `prompt` holds token ids; `eos` the ids that end the answer.
+
+    `boundaries` are the prompt's lengths at which other prompts are likely to branch off (where messages
+    begin): states are kept there. Only requests of the same `cache_salt` share what is kept. Of the waiting,
+    a lower `priority` goes first. A request that has not ended `deadline` seconds after it was submitted
+    fails. `routed_experts` asks for the experts that each token went through.
+    """
 
     prompt: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     eos: tuple[int, ...] = ()
     reasoning: Reasoning | None = None
+    grammar: Grammar | None = None
+    boundaries: tuple[int, ...] = ()
+    cache_salt: str = ""
+    priority: int = 0
+    deadline: float | None = None
+    routed_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,8 +158,27 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """How a request went: seconds waiting, until the first token and after it; prompt tokens found in the
+    cache; tokens computed (after a preemption some are computed again); drafts proposed and accepted; and,
+    if asked for, experts by computed token, sparse layer and choice: `routed_experts` [tokens, layers, k].
+    """
+
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    cached_tokens: int
+    computed_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
+    preemptions: int
+    routed_experts: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Output:
-    """What one step gave one request. The last one carries `finish_reason`, and `error` if that is "error".
+    """What one step gave one request. The last one carries `finish_reason` and `facts`, and `error` if the
+    reason is "error"; `timed_out` tells a missed deadline from other errors.
 
     An end-of-answer id is part of `token_ids` (and is counted), so that readers see why it stopped.
     """
@@ -128,3 +188,5 @@ class Output:
     finish_reason: FinishReason | None = None
     error: str | None = None
     cached_tokens: int = 0
+    facts: Facts | None = None
+    timed_out: bool = False
