@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from .arguments import parser
 from .version import VERSION
 
 if TYPE_CHECKING:
@@ -29,10 +30,9 @@ Options = argparse.Namespace
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    run: Callable[[Options], int | None] = options.run
+    options = parser().parse_args(arguments)
     try:
-        return run(options) or 0
+        return _VERBS[options.verb](options) or 0
     except ValueError as error:
         print(f"qnext {options.verb}: {error}", file=sys.stderr)
         return 2
@@ -40,71 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("qnext", description="Qwen3-Next on your own machine.")
-    parser.add_argument("--version", action="version", version=f"qnext {VERSION}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    verb = verbs.add_parser("serve", help="answer the OpenAI and DashScope protocols over HTTP")
-    verb.add_argument(
-        "models", nargs="*", metavar="MODEL", help="checkpoint directories (default: all embedded)"
-    )
-    verb.add_argument("--host", help="address to listen on (default 127.0.0.1)")
-    verb.add_argument("--port", type=int, help="port to listen on (default 8000)")
-    _add_engine(verb)
-    verb.set_defaults(run=serve)
-
-    verb = verbs.add_parser("chat", help="hold a conversation in the terminal")
-    verb.add_argument(
-        "model", nargs="?", default="tiny-instruct", help="embedded name or checkpoint directory"
-    )
-    verb.add_argument("--system", help="a system prompt")
-    verb.add_argument("--temperature", type=float, help="0 for the likeliest answer")
-    verb.add_argument("--max-tokens", type=int, default=512, help="longest answer (default 512)")
-    verb.add_argument("--seed", type=int, help="for the same answers again")
-    _add_engine(verb)
-    verb.set_defaults(run=chat)
-
-    verb = verbs.add_parser("train", help="train a recipe")
-    verb.add_argument("recipe", help="a TOML file")
-    verb.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that differ from the recipe's"
-    )
-    verb.set_defaults(run=train)
-
-    verb = verbs.add_parser("convert", help="rewrite a checkpoint in the published layout")
-    verb.add_argument("source", help="checkpoint directory (bf16, fp16, fp32 or block-FP8)")
-    verb.add_argument("target", help="directory to make")
-    verb.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the source's own")
-    verb.set_defaults(run=convert)
-
-    verb = verbs.add_parser("info", help="what a checkpoint is and what it needs")
-    verb.add_argument(
-        "model", nargs="?", default="tiny-instruct", help="embedded name, directory or config.json"
-    )
-    verb.set_defaults(run=info)
-
-    verb = verbs.add_parser("keys", help="API keys of the server")
-    verb.add_argument("action", choices=("create", "list", "revoke"))
-    verb.add_argument("key", nargs="?", help="create: a name for it; revoke: its number")
-    verb.set_defaults(run=keys)
-    return parser
-
-
-def _add_engine(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--device", default="cpu", help="cpu or cuda")
-    verb.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), help="default: the checkpoint's own"
-    )
-    verb.add_argument("--cache-gib", type=float, help="memory for caches in GiB, per model (default 4)")
-    verb.add_argument("--max-sequences", type=int, help="answers computed at once (default 32)")
-    verb.add_argument("--max-length", type=int, help="most tokens of prompt and answer together")
-
-
 def _engine_config(options: Options) -> EngineConfig:
     from .engine.config import EngineConfig
 
-    given = {name: getattr(options, name) for name in ("max_sequences", "max_length")}
+    names = ("max_sequences", "max_length", "draft_tokens", "disk_cache", "batch_invariant")
+    given = {name: getattr(options, name) for name in names}
     if options.cache_gib is not None:
         given["cache_bytes"] = int(options.cache_gib * 2**30)
     return EngineConfig(**{name: value for name, value in given.items() if value is not None})
@@ -159,7 +99,7 @@ def _named_models(models: Sequence[str]) -> dict[str, Path]:
 
 
 def _load(name: str, path: Path, options: Options, engines: ExitStack) -> Served:
-    from .engine.engine import Engine
+    from .engine.engine import Engine, fingerprint
     from .model.qwen3_next import Qwen3Next
     from .server.service import Served
     from .terminal import byte_bar
@@ -169,7 +109,7 @@ def _load(name: str, path: Path, options: Options, engines: ExitStack) -> Served
     chat = Chat.from_pretrained(path)
     with byte_bar(_console(), f"loading {name}") as progress:
         model = Qwen3Next.from_pretrained(path, dtype=dtype, device=device, progress=progress)
-    engine = engines.enter_context(Engine(model, config))
+    engine = engines.enter_context(Engine(model, config, checkpoint=fingerprint(path)))
     created = int((path / "config.json").stat().st_mtime)
     return Served(name, engine, chat, engine.max_length, created)
 
@@ -293,6 +233,16 @@ def _console(stream: TextIO | None = None) -> Console:
     from rich.console import Console
 
     return Console(file=stream, stderr=stream is None)
+
+
+_VERBS: dict[str, Callable[[Options], int | None]] = {
+    "serve": serve,
+    "chat": chat,
+    "train": train,
+    "convert": convert,
+    "info": info,
+    "keys": keys,
+}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from .engine.stream import Stream
 from .models import locate
 from .text.chat import Chat, Prompt
 from .text.events import ContentDelta, Event, Finish, ReasoningDelta, ToolCallDelta
+from .text.grammar import GrammarSpec, answer_spec
 from .text.messages import Message, Tool, ToolCall
 from .text.parser import OutputParser
 
@@ -78,9 +79,13 @@ class LLM:
         sampling: SamplingParams | None = None,
         *,
         tools: Sequence[Tool] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
     ) -> Answer:
-        """The whole answer to a conversation. Without `sampling`: as the checkpoint recommends."""
-        return self._begin(self.chat_format.encode(messages, tools), self._one(sampling), tools).wait()
+        """The whole answer to a conversation. Without `sampling`: as the checkpoint recommends.
+        `tool_choice` ("auto", "none", "required", or one tool) and `response_format` ("json_object" or
+        "json_schema") are OpenAI's objects; what they ask for is made sure of."""
+        return self._converse(messages, sampling, tools, tool_choice, response_format).wait()
 
     def stream(
         self,
@@ -88,20 +93,28 @@ class LLM:
         sampling: SamplingParams | None = None,
         *,
         tools: Sequence[Tool] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        response_format: Mapping[str, Any] | None = None,
     ) -> Iterator[Event]:
         """The same answer as events, as they come; the last is a `Finish`. Leaving early ends the request."""
-        run = self._begin(self.chat_format.encode(messages, tools), self._one(sampling), tools)
+        run = self._converse(messages, sampling, tools, tool_choice, response_format)
         try:
             yield from run
         finally:
             run.stream.abort()
 
     def generate(
-        self, prompts: Sequence[str | Sequence[int]], sampling: SamplingParams | None = None
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: SamplingParams | None = None,
+        *,
+        structured_outputs: Mapping[str, Any] | None = None,
     ) -> list[Answer]:
         """Raw continuations of prompts given as text or as token ids, computed together: `sampling.n` a
-        prompt, in the order of the prompts."""
+        prompt, in the order of the prompts. `structured_outputs` is vLLM's object: one of `json` (a JSON
+        schema), `json_object`, `regex` and `choice` says what each continuation must be."""
         wish = sampling or SamplingParams(**self.recommended)
+        spec = answer_spec(structured_outputs=structured_outputs)
         runs = []
         for prompt in prompts:
             encoded = (
@@ -111,7 +124,7 @@ class LLM:
             )
             for index in range(wish.n):
                 seed = None if wish.seed is None else wish.seed + index
-                runs.append(self._begin(encoded, replace(wish, n=1, seed=seed), None))
+                runs.append(self._begin(encoded, replace(wish, n=1, seed=seed), None, spec))
         return [run.wait() for run in runs]
 
     def close(self) -> None:
@@ -136,10 +149,36 @@ class LLM:
             raise ValueError(f"n is {sampling.n}: a conversation gets one answer; use generate for more")
         return sampling or SamplingParams(**self.recommended)
 
-    def _begin(self, prompt: Prompt, sampling: SamplingParams, tools: Sequence[Tool] | None) -> _Run:
+    def _converse(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        sampling: SamplingParams | None,
+        tools: Sequence[Tool] | None,
+        tool_choice: str | Mapping[str, Any] | None,
+        response_format: Mapping[str, Any] | None,
+    ) -> _Run:
+        wish = self._one(sampling)
+        offered = None if tool_choice == "none" else tools
+        spec = answer_spec(
+            response_format=response_format, tools=offered, tool_choice=tool_choice, parallel=True
+        )
+        return self._begin(self.chat_format.encode(messages, offered), wish, offered, spec)
+
+    def _begin(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        tools: Sequence[Tool] | None,
+        spec: GrammarSpec | None,
+    ) -> _Run:
         bounds = self.chat_format.reasoning(prompt)
         request = Request(
-            prompt.ids, sampling, self.chat_format.eos_token_ids, Reasoning(*bounds) if bounds else None
+            prompt.ids,
+            sampling,
+            self.chat_format.eos_token_ids,
+            Reasoning(*bounds) if bounds else None,
+            None if spec is None else self.chat_format.grammar(spec, prompt),
+            prompt.boundaries,
         )
         parser = self.chat_format.parser(
             prompt, stop=sampling.stop, tools=tools, stop_token_ids=sampling.stop_token_ids

@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "llm": {"engine", "text", "models"},
     "server": {"engine", "text", "config"},
     "terminal": {"llm", "engine", "text"},
+    "arguments": {"version"},
 }
 ALLOWED["cli"] = set(ALLOWED)
 ALLOWED["__init__"] = {

@@ -1,15 +1,18 @@
 """The engine: takes requests from any thread, runs one model in a thread of its own, gives each a stream of
 ids.
 
-Used by `llm` and `server/service`. Invariant: whatever ends a request (its end, an abort, an error) gives
-back its pages and its slot, and its reader gets exactly one finishing output.
+Used by `llm` and `server/service`. Invariant: whatever ends a request (its end, an abort, a missed deadline,
+an error) gives back its pages and its slot, and its reader gets exactly one finishing output.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import deque
+from hashlib import blake2b
+from itertools import count
 from pathlib import Path
 from threading import Condition, Thread
 from types import TracebackType
@@ -18,14 +21,12 @@ import torch
 
 from qnext.model.qwen3_next import Qwen3Next
 
-from .config import EngineConfig
-from .pool import Pool
+from .config import EngineConfig, native_length
 from .request import Output, Request
-from .runner import Runner
-from .sampler import logprobs, sample
-from .scheduler import Piece, Scheduler
 from .sequence import Sequence
-from .stream import Stream
+from .stats import Stats
+from .steps import Steps
+from .stream import Stream, deliver
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +42,16 @@ class EngineClosed(RuntimeError):
 class Engine:
     """Continuous batching over one model. `close` it, or use it in a `with` block."""
 
-    def __init__(self, model: Qwen3Next, config: EngineConfig | None = None) -> None:
+    def __init__(self, model: Qwen3Next, config: EngineConfig | None = None, *, checkpoint: str = "") -> None:
+        """`checkpoint` is the `fingerprint` of the weights: what lies in a disk cache must fit them."""
         self.config = config or EngineConfig()
         self.model_config = model.config
-        pages = self.config.page_count(model.config, model.embed_tokens.weight.element_size())
-        self.pages, self.slots = Pool(pages), Pool(self.config.max_sequences)
-        self.max_length = min(self.config.length_limit(model.config), pages * self.config.page_size)
-        self._runner = Runner(model, pages, self.config.page_size, self.slots.size)
-        self._scheduler = Scheduler(self.pages, self.slots, self.config.page_size, self.config.step_tokens)
+        self._steps = Steps(model, self.config, checkpoint)
+        self._scheduler = self._steps.scheduler
+        self.pages, self.slots = self._steps.pages, self._steps.slots
+        room = self.pages.size * self.config.page_size - self._scheduler.lookahead
+        self.max_length = min(self.config.length_limit(model.config), room)
+        self._arrivals = count()
         self._news = Condition()
         self._arrived: deque[Sequence] = deque()
         self._aborted: deque[Stream] = deque()
@@ -67,22 +70,23 @@ class Engine:
         device: torch.device | str = "cpu",
     ) -> Engine:
         """An engine for a checkpoint directory. Raises ValueError if it is not a whole, legal checkpoint."""
-        return cls(Qwen3Next.from_pretrained(path, dtype=dtype, device=device), config)
+        model = Qwen3Next.from_pretrained(path, dtype=dtype, device=device)
+        return cls(model, config, checkpoint=fingerprint(Path(path)))
 
     def submit(self, request: Request) -> Stream:
         """Queue a request. Raises ValueError if it can never run, EngineFull if the queue is full."""
-        prompt, vocabulary = request.prompt, self.model_config.vocab_size
-        if not prompt:
-            raise ValueError("the prompt is empty: give at least one token")
-        if len(prompt) >= self.max_length:
-            raise ValueError(
-                f"the prompt has {len(prompt)} tokens: at most {self.max_length - 1} leave room for an answer"
-            )
-        if not all(type(token) is int and 0 <= token < vocabulary for token in prompt):
-            raise ValueError(f"the prompt holds a token id outside 0 to {vocabulary - 1}")
-        seed = request.sampling.seed
+        self._check(request)
+        seed, native = request.sampling.seed, native_length(self.model_config)
+        stretched = self._is_long(request, native)
+        limit = self.max_length if stretched else min(self.max_length, native)
         stream = Stream(request, self._abort)
-        sequence = Sequence(stream, secrets.randbits(63) if seed is None else seed, self.max_length)
+        sequence = Sequence(
+            stream,
+            secrets.randbits(63) if seed is None else seed,
+            limit,
+            arrival=next(self._arrivals),
+            stretched=stretched,
+        )
         with self._news:
             if self._closing:
                 raise EngineClosed("the engine is closed")
@@ -92,6 +96,10 @@ class Engine:
             self._arrived.append(sequence)
             self._news.notify()
         return stream
+
+    def stats(self) -> Stats:
+        """Counters and gauges up to now; may be read from any thread."""
+        return self._steps.stats()
 
     def close(self) -> None:
         """Abort what is left and end the thread."""
@@ -108,6 +116,27 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _check(self, request: Request) -> None:
+        """Raises ValueError for what can never run."""
+        prompt, vocabulary = request.prompt, self.model_config.vocab_size
+        if not prompt:
+            raise ValueError("the prompt is empty: give at least one token")
+        if len(prompt) >= self.max_length:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens: at most {self.max_length - 1} leave room for an answer"
+            )
+        if not all(type(token) is int and 0 <= token < vocabulary for token in prompt):
+            raise ValueError(f"the prompt holds a token id outside 0 to {vocabulary - 1}")
+        if request.deadline is not None and not request.deadline > 0:
+            raise ValueError(f"deadline is {request.deadline}: give seconds, more than 0")
+
+    def _is_long(self, request: Request, native: int) -> bool:
+        """Whether prompt and what was asked for reach beyond the model's native length."""
+        if self.model_config.rope_scaling is None:
+            return False
+        asked = request.sampling.max_total_tokens or request.sampling.max_tokens or 1
+        return len(request.prompt) + asked > native
+
     def _abort(self, stream: Stream) -> None:
         with self._news:
             self._aborted.append(stream)
@@ -116,23 +145,12 @@ class Engine:
     def _loop(self) -> None:
         try:
             while self._take_news():
-                self._step_or_fail(self._scheduler.plan())
+                self._hand_out(self._steps.step())
         finally:  # even if this thread dies of a defect, no reader is left waiting
             with self._news:
                 self._closing = True
-            for sequence in list(self._live.values()):
-                self._finish(sequence, Output(finish_reason="abort"))
-
-    def _step_or_fail(self, pieces: list[Piece]) -> None:
-        """One step; the model's failure ends the requests in it, not the engine."""
-        try:
-            self._step(pieces)
-        except Exception as error:
-            log.exception("a step of %d requests failed", len(pieces))
-            for piece in pieces:
-                if piece.sequence.stream in self._live:
-                    message = f"{type(error).__name__}: {error}"
-                    self._finish(piece.sequence, Output(finish_reason="error", error=message))
+            self._hand_out([self._steps.end(each, "abort") for each in list(self._live.values())])
+            self._steps.close()
 
     def _take_news(self) -> bool:
         """Wait until there is something to do; let requests in and aborted ones out. False: close."""
@@ -140,45 +158,40 @@ class Engine:
             while not (self._live or self._aborted or self._closing):
                 self._news.wait()
             aborted, self._aborted = self._aborted, deque()
-            self._scheduler.waiting.extend(self._arrived)
+            for sequence in self._arrived:
+                self._scheduler.add(sequence)
             self._arrived.clear()
             closing = self._closing
-        for stream in aborted:
-            if stream in self._live:
-                self._finish(self._live[stream], Output(finish_reason="abort"))
+        ended = [
+            self._steps.end(self._live[each], "abort")
+            for each in dict.fromkeys(aborted)
+            if each in self._live
+        ]
+        self._hand_out([*ended, *self._late()])
         return not closing
 
-    def _step(self, pieces: list[Piece]) -> None:
-        if not pieces:
-            return
-        logits = self._runner.run(pieces)
-        complete = []
-        for piece in pieces:
-            piece.sequence.computed += piece.length
-            if piece.sequence.pending == 0:
-                complete.append(piece.sequence)
-        # +inf and NaN poison a softmax; -inf merely forbids a token.
-        sound = (logits < float("inf")).all(-1) & (logits > float("-inf")).any(-1)
-        for row, fine in enumerate(sound.tolist()):
-            if not fine:
-                message = "the model gave scores that are not finite"
-                self._finish(complete[row], Output(finish_reason="error", error=message))
-        rows = sound.nonzero()[:, 0]
-        if len(rows) == 0:
-            return
-        sequences, logits = [complete[row] for row in rows.tolist()], logits[rows]
-        tokens = sample(logits, sequences)
-        reports = logprobs(logits, tokens, sequences)
-        for sequence, token, report in zip(sequences, tokens, reports, strict=True):
-            output = sequence.extend(token, report)
-            if output.finish_reason is None:
-                sequence.stream.put(output)
-            else:
-                self._finish(sequence, output)
+    def _late(self) -> list[tuple[Stream, Output]]:
+        """End what has missed its deadline."""
+        limited = [each for each in self._live.values() if each.request.deadline is not None]
+        now = time.monotonic() if limited else 0.0
+        return [
+            self._steps.end(each, "error", f"not answered within {each.request.deadline} s", timed_out=True)
+            for each in limited
+            if now - each.times[0] > (each.request.deadline or 0.0)
+        ]
 
-    def _finish(self, sequence: Sequence, output: Output) -> None:
-        """Free what the sequence holds, then tell its reader."""
-        self._scheduler.release(sequence)
-        with self._news:
-            self._live.pop(sequence.stream, None)
-        sequence.stream.put(output)
+    def _hand_out(self, outputs: list[tuple[Stream, Output]]) -> None:
+        """Tell the readers; who has ended is forgotten first."""
+        ended = [stream for stream, output in outputs if output.finish_reason is not None]
+        if ended:
+            with self._news:
+                for stream in ended:
+                    self._live.pop(stream, None)
+        deliver(outputs)
+
+
+def fingerprint(path: Path) -> str:
+    """Tells this checkpoint's files from others, without reading the weights."""
+    names = sorted(each for each in path.iterdir() if each.suffix in (".json", ".safetensors"))
+    facts = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in names]
+    return blake2b(repr(facts).encode(), digest_size=16).hexdigest()

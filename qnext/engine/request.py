@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -190,3 +191,14 @@ class Output:
     cached_tokens: int = 0
     facts: Facts | None = None
     timed_out: bool = False
+
+    @classmethod
+    def joined(cls, outputs: Sequence[Output]) -> Output:
+        """Several outputs in a row as one: the last one's end, and all tokens."""
+        if len(outputs) == 1:
+            return outputs[0]
+        return replace(
+            outputs[-1],
+            token_ids=tuple(token for each in outputs for token in each.token_ids),
+            logprobs=tuple(report for each in outputs for report in each.logprobs),
+        )

@@ -1,25 +1,46 @@
-"""The runner: one forward over the pieces of a step. It owns the caches; the only place where engine
-meets model.
+"""The runner: one forward over the pieces of a step. It owns the caches; the only place where engine meets
+model.
+
+Called by `engine` and `drafting`. Invariant: it keeps no account of who owns what; plans say so.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from qnext.model.layers import Routing
 from qnext.model.packing import Packing
 from qnext.model.qwen3_next import Qwen3Next
-from qnext.model.state import State
+from qnext.model.state import State, StateSize
 
-from .scheduler import Piece
+from .plan import Clear, Move, Piece, Restore
+from .sequence import Sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a forward gave: hidden states [T, H] and whether each is finite [T], and all are (`whole`); where
+    each piece begins; and the experts [T, layers, k], if somebody asked."""
+
+    hidden: Tensor
+    sound: list[bool]
+    whole: bool
+    starts: list[int]
+    experts: Any = None
 
 
 class Runner:
-    """A model with caches for `pages` KV pages and `slots` sequences."""
+    """A model with caches for `pages` KV pages and `slots` sequences with up to `drafts` guessed tokens."""
 
-    def __init__(self, model: Qwen3Next, pages: int, page_size: int, slots: int) -> None:
+    def __init__(self, model: Qwen3Next, pages: int, page_size: int, slots: int, drafts: int) -> None:
         weight = model.embed_tokens.weight
         self.model, self.page_size, self.device = model, page_size, weight.device
+        mtp = drafts > 0 and model.mtp is not None
         self.state = State.allocate(
             model.config,
             pages=pages,
@@ -27,30 +48,149 @@ class Runner:
             slots=slots,
             dtype=weight.dtype,
             device=weight.device,
+            drafts=drafts,
+            mtp=mtp,
         )
+        self.memory = self.state.pages.view(torch.uint8).flatten(1)  # pages as bytes
+        self.state_bytes = StateSize.of(model.config, weight.element_size(), drafts, mtp=mtp).slot
 
     @torch.inference_mode()
-    def run(self, pieces: list[Piece]) -> Tensor:
-        """Take in the pieces -> scores [R, V] fp32 after the last token of those that are then complete."""
+    def move(self, move: Move) -> None:
+        """Carry out one of a plan's moves (a `Fetch` is the engine's)."""
+        match move:
+            case Clear(slot):
+                self.state.clear(slot)
+            case Restore(slot, pages, copy):
+                self.fill(slot, self.memory[self._index(pages)].flatten())
+                if copy is not None:
+                    self.memory[copy[1]] = self.memory[copy[0]]
+
+    @torch.inference_mode()
+    def fill(self, slot: int, content: Tensor) -> None:
+        """Bring the bytes that `content_of` gave back to a slot."""
+        at = 0
+        for tensor in self.state.slotted:
+            count = tensor[slot].numel() * tensor.element_size()
+            if count:
+                tensor[slot] = content[at : at + count].view(tensor.dtype).view(tensor[slot].shape)
+            at += count
+
+    @torch.inference_mode()
+    def content_of(self, slot: int) -> Tensor:
+        """Everything in a slot as bytes."""
+        return torch.cat([each[slot].flatten().view(torch.uint8) for each in self.state.slotted])
+
+    @torch.inference_mode()
+    def store(self, slot: int, pages: list[int]) -> None:
+        """Copy a slot's content to pages (`content_of`, padded)."""
+        content = self.content_of(slot)
+        room = content.new_empty(len(pages) * self.memory.shape[1])
+        room[: len(content)] = content
+        self.memory[self._index(pages)] = room.view(len(pages), -1)
+
+    @torch.inference_mode()
+    def run(self, pieces: list[Piece]) -> Step:
+        """Take in the pieces. Nothing is committed but what the pieces say."""
         ids: list[int] = []
-        lengths, contexts, wanted = [], [], []
-        for piece in pieces:
+        starts, saves = [], []
+        for n, piece in enumerate(pieces):
             sequence = piece.sequence
-            assert sequence.slot is not None
-            if sequence.computed == 0:
-                self.state.clear(sequence.slot)
+            starts.append(len(ids))
             ids += sequence.tokens[sequence.computed : sequence.computed + piece.length]
-            lengths.append(piece.length)
-            contexts.append(sequence.computed)
-            if piece.length == sequence.pending:
-                wanted.append(len(ids) - 1)
-        packing = Packing.cached(
+            ids += piece.drafts
+            saves += [(n, mark - sequence.computed, slot) for mark, slot in piece.saves]
+        sequences = [piece.sequence for piece in pieces]
+        packing = self._packing(
+            sequences,
+            [piece.length + len(piece.drafts) for piece in pieces],
+            [each.computed for each in sequences],
+            drafts=[len(piece.drafts) for piece in pieces],
+            replays=[each.replays for each in sequences],
+            saves=saves,
+        )
+        routing: Routing | None = [] if any(each.request.routed_experts for each in sequences) else None
+        hidden = self.model(torch.from_numpy(np.asarray(ids)).to(self.device), packing, self.state, routing)
+        if self.state.hidden is not None:
+            for n, count, slot in saves:
+                self.state.hidden[slot] = hidden[starts[n] + count - 1]
+        experts = None
+        if routing:
+            experts = torch.stack([chosen for _, chosen in routing], 1).to(torch.int16).cpu().numpy()
+        sound: list[bool] = hidden.isfinite().all(-1).tolist()
+        return Step(hidden, sound, all(sound), starts, experts)
+
+    @torch.inference_mode()
+    def remember(self, slot: int, hidden_H: Tensor) -> None:
+        """Put a last hidden state beside the other states of its slot, before they are stored."""
+        assert self.state.hidden is not None
+        self.state.hidden[slot] = hidden_H
+
+    @torch.inference_mode()
+    def recall(self, sequence: Sequence) -> None:
+        """A sequence that was restored has its last hidden state in its slot: the MTP head has yet to see
+        it, since the token that follows is new."""
+        if not sequence.computed or sequence.last is not None or sequence.unread:
+            return
+        if self.state.hidden is not None:
+            assert sequence.slot is not None
+            sequence.last = self.state.hidden[sequence.slot].clone()
+            sequence.unread = [sequence.last[None]]
+
+    @torch.inference_mode()
+    def scores(self, hidden_RH: Tensor) -> Tensor:
+        """Scores [R, V] fp32 of the tokens that follow."""
+        return self.model.logits(hidden_RH).float()
+
+    @torch.inference_mode()
+    def absorb(self, sequences: list[Sequence]) -> Tensor:
+        """Show the MTP head what it has not seen: hidden states, each with the token that followed -> its
+        own hidden state after the last of each [N, H]."""
+        lengths = [sum(len(part) for part in each.unread) for each in sequences]
+        begins = [each.computed - length for each, length in zip(sequences, lengths, strict=True)]
+        ids = [
+            token
+            for each, begin, length in zip(sequences, begins, lengths, strict=True)
+            for token in each.tokens[begin + 1 : begin + 1 + length]
+        ]
+        hidden = torch.cat([part for each in sequences for part in each.unread])
+        out = self._mtp(sequences, hidden, ids, lengths, [begin + 1 for begin in begins])
+        for each in sequences:
+            each.last, each.unread = each.unread[-1][-1].clone(), []
+        return out[torch.tensor(lengths, device=self.device).cumsum(0) - 1]
+
+    @torch.inference_mode()
+    def look_further(
+        self, sequences: list[Sequence], tokens: list[int], hidden_NH: Tensor, depth: int
+    ) -> Tensor:
+        """Show the MTP head its own guess, the `depth`-th, and its hidden state there -> its next [N, H]."""
+        cells = [each.computed + depth for each in sequences]
+        return self._mtp(sequences, hidden_NH, tokens, [1] * len(tokens), cells)
+
+    def _mtp(
+        self, sequences: list[Sequence], hidden: Tensor, ids: list[int], lengths: list[int], cells: list[int]
+    ) -> Tensor:
+        # The head's entry for token j lies in cell j, so that it depends on the tokens up to j alone: what
+        # is shared is then right for all. There is no entry for the first token.
+        packing = self._packing(sequences, lengths, cells, first=1)
+        followers = torch.tensor(ids, device=self.device)
+        return self.model.mtp_hidden(hidden, followers, packing, self.state.mtp)
+
+    def _packing(
+        self, sequences: list[Sequence], lengths: list[int], contexts: list[int], **more: Any
+    ) -> Packing:
+        stretched = None
+        if self.model.config.rope_scaling is not None:
+            stretched = [each.stretched for each in sequences]
+        return Packing.cached(
             lengths,
             contexts,
-            [piece.sequence.pages for piece in pieces],
-            [piece.sequence.slot for piece in pieces if piece.sequence.slot is not None],
+            [each.pages for each in sequences],
+            [each.slot or 0 for each in sequences],
             self.page_size,
+            stretched=stretched,
             device=self.device,
+            **more,
         )
-        hidden = self.model(torch.tensor(ids, device=self.device), packing, self.state)
-        return self.model.logits(hidden[torch.tensor(wanted, dtype=torch.long, device=self.device)]).float()
+
+    def _index(self, pages: list[int] | tuple[int, ...]) -> Tensor:
+        return torch.tensor(pages, dtype=torch.long, device=self.device)

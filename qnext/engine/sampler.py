@@ -1,14 +1,17 @@
 """The sampler: scores to tokens, for all rows of a step at once, each row by its own parameters.
 
-Called by `engine` after the runner. Invariant: a row's token depends on its scores, its parameters, its seed
-and its position alone, never on the other rows; the random number is a hash of seed and position, so that
-recomputing a sequence draws the same tokens again.
+Called by `engine` after the runner, and by `drafting` for guesses. Invariant: a row's token depends on its
+scores, its parameters, its seed and its position alone, never on the other rows. The random numbers are a
+hash of seed, position and token, so that recomputing a sequence draws the same tokens again, and a guess that
+is drawn by the same dice as the answer is right as often as the two distributions are alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,48 +19,199 @@ from .request import SamplingParams, TokenLogprob
 from .sequence import Sequence
 
 MASK = 2**64 - 1
+GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+WIDTHS = (32, 128, 1024)  # how many of the likeliest are looked at, until they are enough
+LIKELY = 64  # so many nearly always hold all that top_p wants
 
 
-def uniform(seed: int, index: int) -> float:
-    """A number in [0, 1) for draw `index` of a seed (the splitmix64 generator, Steele et al. 2014)."""
-    z = (seed * 0xD1342543DE82EF95 + (index + 1) * 0x9E3779B97F4A7C15) & MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-    return ((z ^ (z >> 31)) >> 11) * 2.0**-53
+class Row(NamedTuple):
+    """One row of scores: of a sequence, after so many `ahead` tokens that it may get; `allowed` [V'] are the
+    tokens that its grammar allows (None: all)."""
+
+    sequence: Sequence
+    ahead: tuple[int, ...] = ()
+    allowed: np.ndarray | None = None
+
+    @property
+    def wish(self) -> SamplingParams:
+        return self.sequence.request.sampling
 
 
-def sample(logits_RV: Tensor, sequences: Rows[Sequence]) -> list[int]:
+def sample(logits_RV: Tensor, rows: Rows[Row]) -> list[int]:
     """One token for each row. Scores must be finite or -inf, and not all -inf in a row."""
-    params = [sequence.request.sampling for sequence in sequences]
-    scores = penalise(logits_RV, sequences)
-    tokens: list[int] = scores.argmax(-1).tolist()
-    drawn = [row for row, wish in enumerate(params) if wish.temperature > 0]
+    scores = constrain(penalise(logits_RV, rows), rows)
+    drawn = [i for i, row in enumerate(rows) if row.wish.temperature > 0]
+    if len(drawn) == len(rows):
+        return draw(scores, rows)
+    best: list[int] = scores.argmax(-1).tolist()
     if drawn:
-        numbers = [uniform(sequences[row].seed, sequences[row].generated) for row in drawn]
-        picks = draw(scores[drawn], [params[row] for row in drawn], numbers)
-        for row, token in zip(drawn, picks, strict=True):
-            tokens[row] = token
+        for i, token in zip(drawn, draw(scores[drawn], [rows[i] for i in drawn]), strict=True):
+            best[i] = token
+    return best
+
+
+def penalise(logits_RV: Tensor, rows: Rows[Row]) -> Tensor:
+    """Repetition penalty over prompt and answer, presence and frequency penalties over the answer."""
+    parts = [
+        (i, row.wish, *row.sequence.history.ahead(row.ahead))
+        for i, row in enumerate(rows)
+        if row.sequence.history is not None
+    ]
+    if not parts:
+        return logits_RV
+    device, scores = logits_RV.device, logits_RV.clone()
+    sizes = [len(ids) for _, _, ids, _ in parts]
+    where = torch.from_numpy(np.repeat([i for i, *_ in parts], sizes)).to(device)
+    ids = torch.from_numpy(np.concatenate([ids for _, _, ids, _ in parts])).to(device)
+    times = torch.from_numpy(np.concatenate([times for *_, times in parts])).to(device)
+
+    def spread(values: list[float]) -> Tensor:
+        return torch.from_numpy(np.repeat(np.asarray(values, np.float32), sizes)).to(device)
+
+    old = scores[where, ids]
+    factor = spread([_bounded(wish.repetition_penalty) for _, wish, *_ in parts])
+    less = spread([wish.presence_penalty for _, wish, *_ in parts]) * (times > 0)
+    less = less + spread([wish.frequency_penalty for _, wish, *_ in parts]) * times
+    scores[where, ids] = torch.where(old > 0, old / factor, old * factor) - less
+    return scores
+
+
+def constrain(scores_RV: Tensor, rows: Rows[Row]) -> Tensor:
+    """Forbid what a row's grammar does not allow."""
+    bound = [(i, row.allowed) for i, row in enumerate(rows) if row.allowed is not None]
+    if not bound:
+        return scores_RV
+    masks = np.zeros((len(bound), scores_RV.shape[1]), bool)
+    for mask, (_, allowed) in zip(masks, bound, strict=True):
+        mask[: len(allowed)] = allowed[: len(mask)]
+    where = torch.tensor([i for i, _ in bound], device=scores_RV.device)
+    kept = torch.from_numpy(masks).to(scores_RV.device)
+    return scores_RV.index_copy(0, where, scores_RV[where].masked_fill(~kept, float("-inf")))
+
+
+def draw(scores_RV: Tensor, rows: Rows[Row]) -> list[int]:
+    """One token a row, with the probabilities that `distribution` has (the Gumbel-max trick: the likeliest
+    after each was given a random handicap)."""
+    size = scores_RV.shape[1]
+    found = [0] * len(rows)
+    groups: dict[int, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(_width(row.wish, size), []).append(i)
+    while groups:
+        width, members = groups.popitem()
+        some = [rows[i] for i in members]
+        scores = scores_RV if len(members) == len(rows) else scores_RV[members]
+        if not width:
+            tokens, enough = _race(_tempered(scores, some), some, None), [True] * len(some)
+        else:
+            chances, ids, whole = distribution(scores, some, width)
+            tokens, enough = _race(chances.log(), some, ids), whole.tolist()
+        for i, token, fine in zip(members, tokens, enough, strict=True):
+            if fine:
+                found[i] = token
+            else:
+                groups.setdefault(_wider(width, size), []).append(i)
+    return found
+
+
+def _width(wish: SamplingParams, size: int) -> int:
+    """How many of the likeliest tokens to look at first; 0 where nothing is cut off."""
+    if not wish.top_k and wish.top_p == 1 and not wish.min_p:
+        return 0
+    return _wider(wish.top_k or LIKELY, size)
+
+
+def _wider(count: int, size: int) -> int:
+    return next((width for width in WIDTHS if count < width < size), size)
+
+
+def distribution(scores_RV: Tensor, rows: Rows[Row], width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What is drawn from: the chances of the `width` likeliest tokens, best first, and their ids [R, W]; and
+    whether nothing was lost by looking at no more [R].
+
+    Temperature first, then `top_k`, then `top_p` over what is left, then `min_p` relative to the likeliest.
+    Of equals, lower ids come first.
+    """
+    device, size = scores_RV.device, scores_RV.shape[1]
+    values, ids = _likeliest(scores_RV, width)
+
+    def column(found: Rows[float]) -> Tensor:
+        return torch.tensor(found, dtype=torch.float32, device=device)[:, None]
+
+    # Shifted first: a tiny temperature then makes -inf of all but the best, never inf - inf.
+    heat = column([_bounded(row.wish.temperature) for row in rows])
+    scaled = (values - values[:, :1]) / heat
+    wanted = [min(row.wish.top_k or size, size) for row in rows]
+    counts = column(wanted)
+    scaled = scaled.masked_fill(torch.arange(width, device=device) >= counts, float("-inf"))
+    whole = scaled.logsumexp(-1, keepdim=True)
+    if open_ended := [i for i, count in enumerate(wanted) if count > width]:  # shares are of all tokens
+        whole[open_ended] = _tempered(scores_RV[open_ended], [rows[i] for i in open_ended]).logsumexp(
+            -1, True
+        )
+    shares = (scaled - whole).exp()
+    before = shares.cumsum(-1) - shares
+    # 1 is "off": rounding may bring the running sum to 1 before the last token
+    top_p = column([row.wish.top_p if row.wish.top_p < 1 else 2.0 for row in rows])
+    kept = (before < top_p) & (shares >= shares[:, :1] * column([row.wish.min_p for row in rows]))
+    kept &= shares > 0
+    kept[:, 0] = True
+    last = kept.sum(-1, keepdim=True).clamp(max=counts.long()) - 1
+    # Beyond the width there may be equals of the last value: the lower ids of them would count.
+    enough = (values.gather(-1, last) > values[:, -1:])[:, 0] & (
+        (counts[:, 0] >= size) | (counts[:, 0] < width)
+    )
+    chances = shares * kept
+    return chances / chances.sum(-1, keepdim=True), ids, enough | (width == size)
+
+
+def _tempered(scores_RV: Tensor, rows: Rows[Row]) -> Tensor:
+    """Scores below the best, over the temperature."""
+    heat = torch.tensor([_bounded(row.wish.temperature) for row in rows], device=scores_RV.device)
+    return (scores_RV - scores_RV.amax(-1, keepdim=True)) / heat[:, None]
+
+
+def _likeliest(scores_RV: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The best `width` values and their ids, best first, of equals the lower id first."""
+    if width == scores_RV.shape[1]:
+        values, ids = scores_RV.sort(dim=-1, descending=True, stable=True)
+        return values, ids
+    values, ids = scores_RV.topk(width, sorted=False)
+    order = ids.argsort(-1)
+    values, ids = values.gather(-1, order), ids.gather(-1, order)
+    values, order = values.sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, order)
+
+
+def _race(logs_RW: Tensor, rows: Rows[Row], ids_RW: Tensor | None) -> list[int]:
+    """Each row's winner after every token's handicap -log(-log(u)); u is a hash of seed, place and token."""
+    bases = [_mixed(row.sequence.seed, row.sequence.generated + len(row.ahead)) for row in rows]
+    ids = torch.arange(logs_RW.shape[1], device=logs_RW.device)[None] if ids_RW is None else ids_RW
+    base = torch.tensor(bases, dtype=torch.int64, device=logs_RW.device)[:, None]
+    numbers = _hash(base + (ids + 1) * _signed(GOLDEN))
+    chances = ((numbers >> 12) & (2**52 - 1)).double() * 2.0**-52 + 2.0**-53  # never 0, never 1
+    best = (logs_RW.double() - (-chances.log()).log()).argmax(-1)
+    tokens: list[int] = (best if ids_RW is None else ids_RW.gather(-1, best[:, None])[:, 0]).tolist()
     return tokens
 
 
-def penalise(logits_RV: Tensor, sequences: Rows[Sequence]) -> Tensor:
-    """Repetition penalty over prompt and answer, presence and frequency penalties over the answer."""
-    scores = logits_RV
-    for row, sequence in enumerate(sequences):
-        wish = sequence.request.sampling
-        if wish.repetition_penalty == 1 and not wish.presence_penalty and not wish.frequency_penalty:
-            continue
-        if scores is logits_RV:
-            scores = logits_RV.clone()
-        if wish.repetition_penalty != 1:
-            seen = torch.tensor(sorted(set(sequence.tokens)), device=scores.device)
-            old, penalty = scores[row, seen], _bounded(wish.repetition_penalty)
-            scores[row, seen] = torch.where(old > 0, old / penalty, old * penalty)
-        if sequence.counts:
-            used = torch.tensor(list(sequence.counts), device=scores.device)
-            times = torch.tensor(list(sequence.counts.values()), dtype=torch.float32, device=scores.device)
-            scores[row, used] -= wish.presence_penalty + wish.frequency_penalty * times
-    return scores
+def _hash(z: Tensor) -> Tensor:
+    """The finaliser of splitmix64 (Steele et al. 2014) on 64-bit integers."""
+    z = (z ^ ((z >> 30) & (2**34 - 1))) * _signed(FIRST)
+    z = (z ^ ((z >> 27) & (2**37 - 1))) * _signed(SECOND)
+    return z ^ ((z >> 31) & (2**33 - 1))
+
+
+def _mixed(seed: int, place: int) -> int:
+    """Draw `place` of a seed as a signed 64-bit integer."""
+    z = (seed * 0xD1342543DE82EF95 + (place + 1) * GOLDEN) & MASK
+    z = ((z ^ (z >> 30)) * FIRST) & MASK
+    z = ((z ^ (z >> 27)) * SECOND) & MASK
+    return _signed(z ^ (z >> 31))
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
 
 
 def _bounded(value: float) -> float:
@@ -65,56 +219,16 @@ def _bounded(value: float) -> float:
     return min(max(value, 1e-6), 1e6)
 
 
-def distribution(scores_RV: Tensor, params: Rows[SamplingParams]) -> tuple[Tensor, Tensor]:
-    """What `draw` draws from: probabilities [R, V], likeliest first, and the token ids [R, V] they belong to.
-
-    Temperature first, then `top_k`, then `top_p` over what is left, then `min_p` relative to the likeliest.
-    """
-    device = scores_RV.device
-
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)[:, None]
-
-    # Shifted first: a tiny temperature then makes -inf of all but the best, never inf - inf.
-    shifted = scores_RV - scores_RV.amax(-1, keepdim=True)
-    ordered, ids = (shifted / column([_bounded(wish.temperature) for wish in params])).sort(
-        dim=-1, descending=True, stable=True
-    )
-    size = scores_RV.shape[1]
-    rank = torch.arange(size, device=device)
-    probs = ordered.masked_fill(
-        rank >= column([min(wish.top_k or size, size) for wish in params]), float("-inf")
-    ).softmax(-1)
-    before = probs.cumsum(-1) - probs
-    # 1 is "off": rounding may bring the running sum to 1 before the last token
-    kept = (before < column([wish.top_p if wish.top_p < 1 else 2.0 for wish in params])) & (
-        probs >= probs[:, :1] * column([wish.min_p for wish in params])
-    )
-    kept[:, 0] = True
-    probs = probs * kept
-    return probs / probs.sum(-1, keepdim=True), ids
-
-
-def draw(scores_RV: Tensor, params: Rows[SamplingParams], numbers: list[float]) -> list[int]:
-    """One token a row: where the running sum of its probabilities first exceeds its number."""
-    probs, ids = distribution(scores_RV, params)
-    sums = probs.double().cumsum(-1)
-    targets = torch.tensor(numbers, dtype=torch.float64, device=sums.device)[:, None] * sums[:, -1:]
-    places = torch.searchsorted(sums, targets, right=True)
-    # Rounding may put the target on the last sum: stay on tokens that have a chance.
-    places = torch.minimum(places, (probs > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
-    tokens: list[int] = ids.gather(-1, places)[:, 0].tolist()
-    return tokens
-
-
-def logprobs(logits_RV: Tensor, tokens: list[int], sequences: Rows[Sequence]) -> list[TokenLogprob | None]:
+def logprobs(logits_RV: Tensor, tokens: list[int], rows: Rows[Row]) -> list[TokenLogprob | None]:
     """Log-probabilities under the model itself, before penalties and temperature, for the rows that asked."""
     found: list[TokenLogprob | None] = [None] * len(tokens)
-    for row, (token, sequence) in enumerate(zip(tokens, sequences, strict=True)):
-        count = sequence.request.sampling.logprobs
-        if count is not None:
-            scores = logits_RV[row].log_softmax(-1)
-            best = scores.topk(min(count, len(scores)))
-            top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-            found[row] = TokenLogprob(token, float(scores[token]), top)
+    asked = [(i, row.wish.logprobs) for i, row in enumerate(rows) if row.wish.logprobs is not None]
+    if asked:
+        where = [i for i, _ in asked]
+        scores = logits_RV[where].float().log_softmax(-1)
+        chosen = scores.gather(-1, torch.tensor([[tokens[i]] for i in where], device=scores.device))
+        best = scores.topk(min(max(count for _, count in asked), scores.shape[1]))
+        table = zip(asked, chosen[:, 0].tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+        for (i, count), value, ids, values in table:
+            found[i] = TokenLogprob(tokens[i], value, tuple(zip(ids[:count], values[:count], strict=True)))
     return found

@@ -1,38 +1,68 @@
 """A request on its way: its tokens so far, how many of them the caches hold, and why it ends.
 
 Made by `engine`, moved by `scheduler`, extended by `engine` after each step. Invariant: `computed` tokens,
-and no others, are in the caches; `pages` and `slot` are held exactly while it runs.
+and no others, are in the caches (the last `replays` of them not yet in the recurrent states); `pages` and
+`slot` are held exactly while it runs.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import time
 from dataclasses import dataclass, field
 
-from .request import FinishReason, Output, TokenLogprob
+import numpy as np
+from torch import Tensor
+
+from .cache import Cursor, Root
+from .history import History
+from .request import Facts, FinishReason, Matcher, Output, TokenLogprob
 from .stream import Stream
 
 
 @dataclass(eq=False)
 class Sequence:
-    """`limit` is the most tokens, prompt included, that it may ever hold."""
+    """`limit` is the most tokens, prompt included, that it may ever hold; `arrival` its place in the queue;
+    `stretched` whether YaRN stretches its positions."""
 
     stream: Stream
     seed: int
     limit: int
+    arrival: int = 0
+    stretched: bool = False
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     slot: int | None = None
+    replays: int = 0
+    drafts: list[int] = field(default_factory=list)  # guesses for the next step
+    unread: list[Tensor] = field(default_factory=list)  # hidden states [n, H] that the MTP head has not seen
+    last: Tensor | None = None  # the hidden state [H] of the last computed token, while there is an MTP head
+    asked: int = 0  # how many guesses were wanted for the next step
+    cursor: Cursor | None = None
+    marks: list[int] = field(default_factory=list)  # lengths at which a state is to be kept
+    kept: int = 0  # the longest text of which a state was kept
+    served: int = 0  # the step in which it last had a piece
+    suspect: int = 0  # was in a step that failed: runs alone until so many tokens are computed
+    tainted: bool = False  # something in it is not finite: nothing of it may be kept
+    failures: int = 0
+    preemptions: int = 0
     reasoning: bool = False
     reasoned: int = 0
     answered: int = 0
-    counts: Counter[int] = field(default_factory=Counter)
+    cached: int | None = None
+    worked: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    routed: list[np.ndarray] = field(default_factory=list)
+    times: list[float] = field(default_factory=lambda: [time.monotonic()])  # submitted, admitted, first token
 
     def __post_init__(self) -> None:
         self.request = self.stream.request
         self.tokens = list(self.request.prompt)
         self.reasoning = self.request.reasoning is not None
+        self.root: Root = (self.request.cache_salt, self.stretched)
+        self.history = History.of(self.request)
+        self.matcher: Matcher | None = None if self.request.grammar is None else self.request.grammar.start()
 
     @property
     def pending(self) -> int:
@@ -43,13 +73,39 @@ class Sequence:
     def generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
 
+    @property
+    def room(self) -> int:
+        """Tokens that it may still be given."""
+        sampling, room = self.request.sampling, self.limit - len(self.tokens)
+        if sampling.max_tokens is not None:
+            room = min(room, sampling.max_tokens - self.answered)
+        if sampling.max_total_tokens is not None:
+            room = min(room, sampling.max_total_tokens - self.generated)
+        return room
+
+    def admit(self, begin: int, marks: list[int]) -> None:
+        """It runs from now on, `begin` tokens were found in the cache."""
+        self.computed = self.kept = begin
+        self.marks = marks
+        if self.cached is None:
+            self.cached = begin
+            self.times.append(time.monotonic())
+
+    def reset(self) -> None:
+        """It holds nothing any more and is computed anew later."""
+        self.pages, self.slot, self.computed, self.replays, self.kept = [], None, 0, 0, 0
+        self.drafts, self.asked, self.unread, self.last = [], 0, [], None
+        self.marks, self.cursor, self.routed = [], None, []
+
     def extend(self, token: int, logprob: TokenLogprob | None) -> Output:
         """Take in a sampled token (and what must follow it), and say what the reader gets."""
-        gained = [token]
-        finish = self._append(token)
+        finish, cached = self._append(token), self.cached or 0
         sampling, bounds = self.request.sampling, self.request.reasoning
         budget = sampling.thinking_budget
-        if finish is None and self.reasoning and bounds and budget is not None and self.reasoned >= budget:
+        if budget is None or not self.reasoning:
+            return Output((token,), () if logprob is None else (logprob,), finish, cached_tokens=cached)
+        gained = [token]
+        if finish is None and bounds and self.reasoned >= budget:
             for forced in bounds.close:
                 if finish is None:
                     gained.append(forced)
@@ -58,12 +114,31 @@ class Sequence:
         if logprob is not None:
             # Tokens that were written, not sampled, had no alternative.
             logprobs = (logprob, *(TokenLogprob(forced, 0.0) for forced in gained[1:]))
-        return Output(tuple(gained), logprobs, finish)
+        return Output(tuple(gained), logprobs, finish, cached_tokens=cached)
+
+    def facts(self) -> Facts:
+        """How it went, up to now."""
+        submitted, *later, now = (*self.times, time.monotonic())
+        admitted, first = (*later, now, now)[:2]
+        return Facts(
+            admitted - submitted,
+            first - admitted,
+            now - first,
+            self.cached or 0,
+            self.worked,
+            self.drafted,
+            self.accepted,
+            self.preemptions,
+            np.concatenate(self.routed) if self.routed else None,
+        )
 
     def _append(self, token: int) -> FinishReason | None:
         request, sampling = self.request, self.request.sampling
+        if not self.generated:
+            self.times.append(time.monotonic())
         self.tokens.append(token)
-        self.counts[token] += 1
+        if self.history is not None:
+            self.history.add(token)
         if self.reasoning:
             assert request.reasoning is not None
             if token == request.reasoning.end:
@@ -72,10 +147,8 @@ class Sequence:
                 self.reasoned += 1
         else:
             self.answered += 1
+            if self.matcher is not None:
+                self.matcher.accept(token)
         if token in sampling.stop_token_ids or (token in request.eos and not sampling.ignore_eos):
             return "stop"
-        if sampling.max_tokens is not None and self.answered >= sampling.max_tokens:
-            return "length"
-        if sampling.max_total_tokens is not None and self.generated >= sampling.max_total_tokens:
-            return "length"
-        return "length" if len(self.tokens) >= self.limit else None
+        return "length" if self.room <= 0 else None

@@ -21,55 +21,61 @@ class Stream:
         self.request = request
         self._abort = abort
         self._outputs: deque[Output] = deque()
-        self._ready = Condition()
-        self._wake: Callable[[], object] | None = None
+        self._ready, self._watched = Condition(), False
+        self._waker: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._ended = False
 
     def put(self, output: Output) -> None:
         """Hand one output to the reader (engine's thread only)."""
-        with self._ready:
-            self._outputs.append(output)
-            self._ready.notify_all()
-            wake = self._wake
-        if wake is not None:
-            wake()
+        deliver([(self, output)])
 
     def abort(self) -> None:
         """Ask the engine to stop: the stream then ends with `finish_reason` "abort" within one step."""
         self._abort(self)
 
-    def _take(self) -> Output | None:
-        """The next output, if there is one (with `_ready` held)."""
-        if not self._outputs:
-            return None
-        output = self._outputs.popleft()
-        self._ended = output.finish_reason is not None
-        return output
-
     def __iter__(self) -> Iterator[Output]:
+        self._watched = True  # from here on `deliver` notifies; what came before is there
         while True:
             with self._ready:
-                while not (self._outputs or self._ended):
+                while not self._outputs and not self._ended:
                     self._ready.wait()
-                output = self._take()
-            if output is None:
-                return
+                if self._ended:
+                    return
+                output = self._outputs.popleft()
+                if output.finish_reason is not None:
+                    self._ended = True
+                    self._ready.notify_all()  # should others read too
             yield output
 
     async def __aiter__(self) -> AsyncIterator[Output]:
-        loop, ready = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            with suppress(RuntimeError):  # the reader's loop was closed: nobody reads any more
-                loop.call_soon_threadsafe(ready.set)
-
-        with self._ready:
-            self._wake = wake
+        ready = asyncio.Event()
+        self._waker = (asyncio.get_running_loop(), ready)
         while not self._ended:
             ready.clear()
-            with self._ready:
-                output = self._take()
-            if output is None:
+            if not self._outputs:
                 await ready.wait()
-            else:
-                yield output
+                continue
+            output = self._outputs.popleft()
+            self._ended = output.finish_reason is not None
+            yield output
+
+
+def deliver(outputs: list[tuple[Stream, Output]]) -> None:
+    """Hand outputs to many readers; each event loop among them is woken once."""
+    loops: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    for stream, output in outputs:
+        stream._outputs.append(output)
+        if stream._waker is not None:
+            loop, event = stream._waker
+            loops.setdefault(loop, []).append(event)
+        if stream._watched:
+            with stream._ready:
+                stream._ready.notify_all()
+    for loop, events in loops.items():
+        with suppress(RuntimeError):  # the readers' loop was closed: nobody reads any more
+            loop.call_soon_threadsafe(_set_all, events)
+
+
+def _set_all(events: list[asyncio.Event]) -> None:
+    for event in events:
+        event.set()

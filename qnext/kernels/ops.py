@@ -3,14 +3,53 @@ compute.
 
 Called by `model`'s layers through `select.backend`. Legend: T tokens of the row, N sequences, H hidden size,
 Q/G query and KV heads of width D, K/V key and value heads of width C and U of the delta rule, E experts, I
-their width, P pages of B cells, S slots, W width of the convolution.
+their width, P pages of B cells, S slots, W width of the convolution, D the most tokens drafted at once.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+
+class Window(Protocol):
+    """Where accepted drafts go into a row, and where new ones are kept: both as (slots, places) [R]."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each sequence, accepted drafts of the last window included."""
+        ...
+
+    @property
+    def replayed(self) -> tuple[Tensor, Tensor]:
+        """The accepted drafts in the caches, sequence by sequence."""
+        ...
+
+    @property
+    def index(self) -> Tensor:
+        """Rows of (own tokens, replayed ones), put together, in the order of the extended row."""
+        ...
+
+    @property
+    def own(self) -> Tensor:
+        """Places of the own tokens [T] in the extended row."""
+        ...
+
+    @property
+    def drafted(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """The places for drafts in the caches, and the drafts' own rows."""
+        ...
+
+
+class DeltaCache(NamedTuple):
+    """State of the delta rule [S, V, C, U] fp32, and for each drafted token that it has not taken in the
+    inputs k [S, D, K, C], v [S, D, V, U] and gates (decay, beta) [S, D, 2, V] fp32."""
+
+    state: Tensor
+    k: Tensor
+    v: Tensor
+    gates: Tensor
 
 
 class Row(Protocol):
@@ -28,6 +67,30 @@ class Row(Protocol):
     def slots(self) -> Tensor | None: ...
     @property
     def cells(self) -> Tensor | None: ...
+    @property
+    def first(self) -> int:
+        """Leading cells of each sequence that hold nothing."""
+        ...
+
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        """Trailing tokens of each sequence that may yet be rejected: recurrent states do not take them in."""
+        ...
+
+    @property
+    def replays(self) -> tuple[int, ...]:
+        """Drafts of each sequence's last window that were accepted: states take them in first."""
+        ...
+
+    @property
+    def saves(self) -> tuple[tuple[int, int, int], ...]:
+        """(sequence, count, slot): the state after so many of its tokens here goes to that slot too."""
+        ...
+
+    @property
+    def window(self) -> Window | None:
+        """None where there are no drafts and no replays."""
+        ...
 
 
 class Ops(Protocol):
@@ -61,7 +124,8 @@ class Ops(Protocol):
         ...
 
     def causal_conv(self, x_TC: Tensor, weight_CW: Tensor, row: Row, state_SCW: Tensor | None) -> Tensor:
-        """Depthwise causal convolution, then SiLU. `state` [S, C, W-1] holds each sequence's last inputs."""
+        """Depthwise causal convolution, then SiLU. `state` [S, C, W-1+D] holds each sequence's last inputs:
+        W-1 that are certain, then up to D drafted ones."""
         ...
 
     def gated_delta_rule(
@@ -72,11 +136,10 @@ class Ops(Protocol):
         g_TV: Tensor,
         beta_TV: Tensor,
         row: Row,
-        state: Tensor | None,
+        cache: DeltaCache | None,
     ) -> Tensor:
-        """Gated delta rule with L2-normalised q and k -> [T, V, U] fp32. `state` [S, V, C, U] fp32, in
-        place.
-        """
+        """Gated delta rule with L2-normalised q and k -> [T, V, U] fp32. Drafts are not taken into the state;
+        their inputs are kept in the cache, and replayed in the next call where they were accepted."""
         ...
 
     def route(self, logits_TE: Tensor, top_k: int, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from qnext.kernels.ops import DeltaCache
+
 from .attention import GatedAttention
 from .config import LayerType, ModelConfig
 from .deltanet import GatedDeltaNet
@@ -33,7 +35,7 @@ class DecoderLayer(nn.Module):
         step: Step,
         kv: tuple[Tensor, Tensor] | None,
         conv: Tensor | None,
-        delta: Tensor | None,
+        delta: DeltaCache | None,
     ) -> Tensor:
         normed = self.input_layernorm(x_TH, step.ops)
         if self.kind == "linear_attention":

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qnext.kernels.ops import DeltaCache
+
 from .config import ModelConfig
 from .layers import Step
 
@@ -37,7 +39,7 @@ class GatedDeltaNet(nn.Module):
         self.norm = GatedNorm(self.value_head)
         self.out_proj = nn.Linear(values, hidden, bias=False)
 
-    def forward(self, x_TH: Tensor, step: Step, conv: Tensor | None, state: Tensor | None) -> Tensor:
+    def forward(self, x_TH: Tensor, step: Step, conv: Tensor | None, delta: DeltaCache | None) -> Tensor:
         ops, tokens = step.ops, x_TH.shape[0]
         qkv, z = self.qkvz_proj(x_TH).split((sum(self.widths), self.widths[2]), -1)
         b, a = self.ba_proj(x_TH).float().chunk(2, -1)
@@ -45,7 +47,7 @@ class GatedDeltaNet(nn.Module):
         decay = -self.A_log.float().exp() * F.softplus(a + self.dt_bias.float())
         keys, values = (tokens, -1, self.key_head), (tokens, -1, self.value_head)
         out = ops.gated_delta_rule(
-            q.view(keys), k.view(keys), v.view(values), decay, b.sigmoid(), step.packing, state
+            q.view(keys), k.view(keys), v.view(values), decay, b.sigmoid(), step.packing, delta
         )
         mixed: Tensor = self.out_proj(
             ops.gated_rms_norm(out, z.view(values), self.norm.weight, self.eps).flatten(1)

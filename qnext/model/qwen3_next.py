@@ -119,4 +119,5 @@ class Qwen3Next(nn.Module):
 
     def _step(self, packing: Packing, routing: Routing | None) -> Step:
         positions = packing.positions
-        return Step(packing, rotary_table(self.config, positions), backend(positions.device.type), routing)
+        tables = rotary_table(self.config, positions, packing.stretched)
+        return Step(packing, tables, backend(positions.device.type), routing)

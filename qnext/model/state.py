@@ -10,43 +10,62 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qnext.kernels.ops import DeltaCache
+
 from .config import ModelConfig
 
 
 @dataclass(frozen=True)
 class StateSize:
-    """Bytes of cache that a sequence takes. `kv_token` grows with each token; `delta` and `conv` do not."""
+    """Bytes of cache that a sequence takes. `kv_token` grows with each token; the rest does not: `delta` and
+    `conv`, and what `drafts` tokens leave beside them (`window`) with the last hidden state (`hidden`)."""
 
     kv_token: int
     delta: int
     conv: int
+    window: int = 0
+    hidden: int = 0
 
     @classmethod
-    def of(cls, config: ModelConfig, itemsize: int = 2) -> StateSize:
-        """For caches of `itemsize` bytes an element (2: bf16). The delta state is always fp32. Without
-        MTP.
+    def of(cls, config: ModelConfig, itemsize: int = 2, drafts: int = 0, *, mtp: bool = False) -> StateSize:
+        """For caches of `itemsize` bytes an element (2: bf16). The delta state is always fp32. With `drafts`
+        tokens that may be guessed at once; with `mtp`, by a head that has keys and values of its own.
         """
-        full = config.layer_types.count("full_attention")
+        full = config.layer_types.count("full_attention") + mtp
         linear = config.layer_types.count("linear_attention")
-        per_head = config.linear_key_head_dim * config.linear_value_head_dim
+        keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+        widths = config.linear_key_head_dim, config.linear_value_head_dim
+        drafted = (keys * widths[0] + values * widths[1] + config.conv_dim) * itemsize + 2 * values * 4
         return cls(
             kv_token=full * 2 * config.num_key_value_heads * config.head_dim * itemsize,
-            delta=linear * config.linear_num_value_heads * per_head * 4,
+            delta=linear * values * widths[0] * widths[1] * 4,
             conv=linear * config.conv_dim * (config.linear_conv_kernel_dim - 1) * itemsize,
+            window=linear * drafts * drafted,
+            hidden=config.hidden_size * itemsize if mtp else 0,
         )
+
+    @property
+    def slot(self) -> int:
+        """Bytes of all that does not grow."""
+        return self.delta + self.conv + self.window + self.hidden
 
 
 @dataclass(frozen=True, eq=False)
 class State:
     """Caches of all layers; an entry is None where the layer is of the other kind.
 
-    `kv[layer]` = keys, values [pages, page_size, G, D]; `delta[layer]` [slots, V, C, U] fp32;
-    `conv[layer]` [slots, channels, W-1]. A slot must be zeroed (`clear`) before a new sequence uses it.
+    `pages` [pages, layers, 2, page_size, G, D] is one piece of memory for all keys and values; `kv[layer]` =
+    its keys and values [pages, page_size, G, D] of that layer, `mtp` those of the MTP head. `delta[layer]`
+    [slots, V, C, U] fp32 with its window, `conv[layer]` [slots, channels, W-1+D], `hidden` [slots, H] the
+    last certain token's hidden state. A slot must be cleared before a new sequence uses it.
     """
 
+    pages: Tensor
     kv: tuple[tuple[Tensor, Tensor] | None, ...]
-    delta: tuple[Tensor | None, ...]
+    mtp: tuple[Tensor, Tensor] | None
+    delta: tuple[DeltaCache | None, ...]
     conv: tuple[Tensor | None, ...]
+    hidden: Tensor | None
 
     @classmethod
     def allocate(
@@ -58,24 +77,49 @@ class State:
         slots: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        drafts: int = 0,
+        mtp: bool = False,
     ) -> State:
-        """Zeroed caches for `pages * page_size` tokens and `slots` sequences."""
-        kv_shape = (pages, page_size, config.num_key_value_heads, config.head_dim)
-        heads = (config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim)
-        window = (config.conv_dim, config.linear_conv_kernel_dim - 1)
-        kv: list[tuple[Tensor, Tensor] | None] = []
-        delta: list[Tensor | None] = []
-        conv: list[Tensor | None] = []
-        for kind in config.layer_types:
-            full = kind == "full_attention"
-            pair = [torch.zeros(kv_shape if full else 0, dtype=dtype, device=device) for _ in range(2)]
-            kv.append((pair[0], pair[1]) if full else None)
-            delta.append(None if full else torch.zeros(slots, *heads, dtype=torch.float32, device=device))
-            conv.append(None if full else torch.zeros(slots, *window, dtype=dtype, device=device))
-        return cls(tuple(kv), tuple(delta), tuple(conv))
+        """Zeroed caches for `pages * page_size` tokens and `slots` sequences with up to `drafts` drafts."""
+        full = [kind == "full_attention" for kind in config.layer_types]
+        kv_heads = (page_size, config.num_key_value_heads, config.head_dim)
+        keys, values = config.linear_num_key_heads, config.linear_num_value_heads
+        key_width, value_width = config.linear_key_head_dim, config.linear_value_head_dim
+
+        def zeros(*shape: int, of: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(shape, dtype=of, device=device)
+
+        memory = zeros(pages, sum(full) + mtp, 2, *kv_heads)
+        pairs = [(memory[:, i, 0], memory[:, i, 1]) for i in range(memory.shape[1])]
+        delta = [
+            DeltaCache(
+                zeros(slots, values, key_width, value_width, of=torch.float32),
+                zeros(slots, drafts, keys, key_width),
+                zeros(slots, drafts, values, value_width),
+                zeros(slots, drafts, 2, values, of=torch.float32),
+            )
+            for _ in range(full.count(False))
+        ]
+        columns = config.linear_conv_kernel_dim - 1 + drafts
+        conv = [zeros(slots, config.conv_dim, columns) for _ in delta]
+        return cls(
+            memory,
+            tuple(pairs[sum(full[:i])] if attends else None for i, attends in enumerate(full)),
+            pairs[-1] if mtp else None,
+            tuple(None if attends else delta[i - sum(full[:i])] for i, attends in enumerate(full)),
+            tuple(None if attends else conv[i - sum(full[:i])] for i, attends in enumerate(full)),
+            zeros(slots, config.hidden_size) if mtp else None,
+        )
+
+    @property
+    def slotted(self) -> list[Tensor]:
+        """All tensors whose first dimension is the slot, widest elements first (bytes then stay aligned)."""
+        found = [tensor for cache in self.delta if cache is not None for tensor in cache]
+        found += [tensor for tensor in self.conv if tensor is not None]
+        found += [] if self.hidden is None else [self.hidden]
+        return sorted(found, key=lambda tensor: -tensor.element_size())
 
     def clear(self, slot: int) -> None:
         """Make a slot ready for a new sequence."""
-        for tensor in (*self.delta, *self.conv):
-            if tensor is not None:
-                tensor[slot].zero_()
+        for tensor in self.slotted:
+            tensor[slot].zero_()

@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from fastapi import FastAPI
@@ -24,7 +25,8 @@ from . import dashscope, openai, openai_completions
 from .envelope import Envelope, error_response, is_native, request_id
 from .errors import ApiError, bad_key, internal, invalid, no_model
 from .exchange import Answer, ChatEvent, ChatRequest, Reply
-from .keys import Keys
+from .keys import Key, Keys
+from .metrics import render
 from .service import Service
 from .settings import Settings
 from .sse import KEEP_ALIVE, EventStream, dump, while_connected
@@ -48,6 +50,7 @@ def create_app(service: Service, keys: Keys, settings: Settings) -> FastAPI:
         app.add_route(path, endpoint, methods=[method], include_in_schema=False)
 
     add("GET", "/healthz", routes.health)
+    add("GET", "/metrics", routes.metrics)
     add("POST", NATIVE_BASE + GENERATION, routes.generation)
     add("POST", NATIVE_BASE + "/tokenizer", routes.tokenizer)
     add("GET", NATIVE_BASE + "/models", routes.native_models)
@@ -85,15 +88,18 @@ class _Routes:
     async def health(self, request: Request) -> Response:
         return _json({"status": "ok"})
 
+    async def metrics(self, request: Request) -> Response:
+        return Response(render(self._service.stats()), media_type="text/plain; version=0.0.4")
+
     async def generation(self, request: Request) -> Response:
-        self._check_key(request)
+        key = self._check_key(request)
         _check_headers(request)
         body = await self._body(request)
         name = _model(body, dashscope.NO_MODEL)
         asked, reply = dashscope.parse(
             body, self._service.rules(name), stream=_wants_stream(request), request_id=request_id(request)
         )
-        return await self._respond(request, asked, reply)
+        return await self._respond(request, key, asked, reply)
 
     async def chat(self, request: Request) -> Response:
         return await self._compat(request, openai.parse)
@@ -102,11 +108,11 @@ class _Routes:
         return await self._compat(request, openai_completions.parse)
 
     async def _compat(self, request: Request, parse: Callable[..., tuple[ChatRequest, Reply]]) -> Response:
-        self._check_key(request)
+        key = self._check_key(request)
         body = await self._body(request)
         rules = self._service.rules(_model(body, openai.NO_MODEL))
         asked, reply = parse(body, rules, request_id=request_id(request), created=int(time.time()))
-        return await self._respond(request, asked, reply)
+        return await self._respond(request, key, asked, reply)
 
     async def tokenizer(self, request: Request) -> Response:
         self._check_key(request)
@@ -138,7 +144,7 @@ class _Routes:
         names = self._service.names()
         return [openai.model_entry(name, served.name, served.created) for name, served in names]
 
-    def _check_key(self, request: Request) -> None:
+    def _check_key(self, request: Request) -> Key:
         """`Authorization: Bearer` decides; `X-DashScope-API-Key` is heard only without it."""
         given = request.headers.get("authorization")
         if given is None:
@@ -146,9 +152,11 @@ class _Routes:
         else:
             scheme, _, secret = given.partition(" ")
             secret = secret.strip() if scheme.lower() == "bearer" else ""
-        if not secret or self._keys.verify(secret) is None:
+        key = self._keys.verify(secret) if secret else None
+        if key is None:
             base = NATIVE_BASE if is_native(request.scope["path"]) else COMPAT_BASES[0]
             raise bad_key(f"{request.scope['scheme']}://{request.headers.get('host', '')}{base}")
+        return key
 
     async def _body(self, request: Request) -> dict[str, Any]:
         limit = self._settings.max_body_bytes
@@ -164,9 +172,10 @@ class _Routes:
         large = len(raw) > 2**16  # long enough to be felt by everyone on the event loop
         return await asyncio.to_thread(_load, raw) if large else _load(raw)
 
-    async def _respond(self, request: Request, asked: ChatRequest, reply: Reply) -> Response:
-        """Ask the engine; answer whole, or as a stream from the first event on."""
-        events = self._service.answer(asked)
+    async def _respond(self, request: Request, key: Key, asked: ChatRequest, reply: Reply) -> Response:
+        """Ask the engine; answer whole, or as a stream from the first event on. Prompts are remembered for
+        their own key alone: how soon an answer comes tells nothing of what others have asked."""
+        events = self._service.answer(replace(asked, salt=str(key.id)))
         if not asked.stream:
             answer = await while_connected(request.receive, _gather(events))
             return _json(reply.body(answer))

@@ -18,7 +18,7 @@ from qnext.text.events import ContentDelta, Event, Finish, ReasoningDelta, ToolC
 from qnext.text.parser import OutputParser
 from qnext.text.tokenizer import Tokenizer
 
-from .errors import ApiError, internal
+from .errors import ApiError, internal, timed_out
 from .exchange import Alternative, ChatEvent, Logprob, Usage
 
 LOWEST_LOGPROB = -9999.0
@@ -104,6 +104,8 @@ class Choice:
         self._cached = max(self._cached, cached)
 
     def _failure(self, output: Output) -> ApiError:
+        if output.timed_out:
+            return timed_out()
         _LOG.error("the engine ended an answer: %s: %s", output.finish_reason, output.error)
         return internal()
 

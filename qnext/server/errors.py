@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["key", "model", "parameter", "too_large", "internal", "capacity", "url", "method"]
+Kind = Literal["key", "model", "parameter", "too_large", "internal", "timeout", "capacity", "url", "method"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ _TABLE: dict[Kind, _Row] = {
     "parameter": _Row(400, "InvalidParameter", "invalid_parameter_error"),
     "too_large": _Row(413, "BadRequest.TooLarge", "request_too_large"),
     "internal": _Row(500, "InternalError", "internal_error", "internal_error"),
+    "timeout": _Row(408, "RequestTimeOut", "RequestTimeOut", "RequestTimeOut"),
     "capacity": _Row(503, "ModelServingError", "model_serving_error", "model_serving_error"),
     "url": _Row(404, "InvalidURL", "not_found"),
     "method": _Row(405, "MethodNotAllowed", "method_not_allowed"),
@@ -98,6 +99,10 @@ def too_long(length: int, limit: int, context: int) -> ApiError:
 
 def internal() -> ApiError:
     return ApiError("internal", "An internal error has occurred, please try again later.")
+
+
+def timed_out() -> ApiError:
+    return ApiError("timeout", "Request timed out, please try again later.")
 
 
 def at_capacity(message: str) -> ApiError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from qnext.engine.request import SamplingParams
+from qnext.text.grammar import GrammarSpec
 from qnext.text.messages import Message, ToolCall
 
 from .errors import ApiError
@@ -35,7 +36,8 @@ class ChatRequest:
     """`sampling` holds a seed, always, and `n` for each prompt: choice `i * n + j` answers prompt `i`.
 
     `stop_sequences` are further stops, given as token ids. `max_calls` ends the answer after so many tool
-    calls.
+    calls. `grammar` is what the answer must look like. Of the requests that wait, those with a lower
+    `priority` go first. What is kept of a prompt is found again only by requests of the same `salt`.
     """
 
     model: str
@@ -45,6 +47,9 @@ class ChatRequest:
     stop_sequences: tuple[tuple[int, ...], ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     max_calls: int | None = 1
+    grammar: GrammarSpec | None = None
+    priority: int = 0
+    salt: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from qnext.engine.request import MAX_SEED, Reasoning, Request, SamplingParams
+from qnext.engine.request import MAX_SEED, Grammar, Reasoning, Request, SamplingParams
+from qnext.engine.stats import Stats
 from qnext.engine.stream import Stream
 from qnext.text import chat as text
+from qnext.text.grammar import GrammarError
 
 from .choice import Choice, Tally
 from .errors import at_capacity, invalid, no_model, too_long
@@ -29,6 +31,8 @@ class Engine(Protocol):
     RuntimeError when the engine takes no more for now."""
 
     def submit(self, request: Request) -> Stream: ...
+
+    def stats(self) -> Stats: ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class Service:
     def names(self) -> list[tuple[str, Served]]:
         """Every name that may be asked for, and what answers to it: the models themselves first."""
         return sorted(self._named.items(), key=lambda pair: (pair[0] != pair[1].name, pair[0]))
+
+    def stats(self) -> list[tuple[str, Stats]]:
+        """What each engine has done and holds, by its model's own name."""
+        return [(name, served.engine.stats()) for name, served in self.names() if name == served.name]
 
     def find(self, name: str) -> Served:
         """Raises ApiError for a name that nothing answers to."""
@@ -89,13 +97,13 @@ class Service:
         """The events of all choices as they come. Before the first: ApiError when a prompt is too long, the
         engine is full or the conversation cannot be rendered; later: ApiError when the engine fails."""
         served = self.find(request.model)
-        prompts = await asyncio.to_thread(self._encode_all, served, request)
+        prompts, grammars = await asyncio.to_thread(self._encode_all, served, request)
         choices: list[Choice] = []
         try:
             tally = Tally(sum(len(prompt.ids) for prompt in prompts))
-            for prompt in prompts:
+            for prompt, grammar in zip(prompts, grammars, strict=True):
                 for j in range(request.sampling.n):
-                    choices.append(self._start(served, request, prompt, j, len(choices), tally))
+                    choices.append(self._start(served, request, prompt, grammar, j, len(choices), tally))
             async with aclosing(_merge([choice.events() for choice in choices])) as events:
                 async for event in events:
                     yield event
@@ -103,7 +111,9 @@ class Service:
             for choice in choices:
                 choice.abort()
 
-    def _encode_all(self, served: Served, request: ChatRequest) -> list[text.Prompt]:
+    def _encode_all(
+        self, served: Served, request: ChatRequest
+    ) -> tuple[list[text.Prompt], list[Grammar | None]]:
         context = self._context(served)
         prompts = []
         for asked in request.prompts:
@@ -111,17 +121,30 @@ class Service:
             if not 1 <= len(prompt.ids) < context:
                 raise too_long(len(prompt.ids), context - 1, context)
             prompts.append(prompt)
-        return prompts
+        spec = request.grammar
+        try:
+            return prompts, [None if spec is None else served.chat.grammar(spec, each) for each in prompts]
+        except GrammarError as error:
+            raise invalid(str(error), error.where) from None
 
     def _context(self, served: Served) -> int:
         return min(served.context_length, self._settings.max_context or served.context_length)
 
     def _start(
-        self, served: Served, request: ChatRequest, prompt: text.Prompt, j: int, index: int, tally: Tally
+        self,
+        served: Served,
+        request: ChatRequest,
+        prompt: text.Prompt,
+        grammar: Grammar | None,
+        j: int,
+        index: int,
+        tally: Tally,
     ) -> Choice:
         """Hand answer `j` to `prompt` to the engine."""
         chat, sampling = served.chat, request.sampling
-        room = self._context(served) - len(prompt.ids)
+        longest = _longest(sampling, chat)
+        if longest is not None or self._settings.max_context is not None:
+            longest = min(self._context(served) - len(prompt.ids), longest or MAX_SEED)
         closing = chat.reasoning(prompt)
         asked = Request(
             prompt.ids,
@@ -130,10 +153,15 @@ class Service:
                 n=1,
                 stop=(),
                 seed=((sampling.seed or 0) + j) % (MAX_SEED + 1),
-                max_total_tokens=min(room, _longest(sampling, chat)),
+                max_total_tokens=longest,
             ),
             eos=chat.eos_token_ids,
             reasoning=Reasoning(*closing) if closing else None,
+            grammar=grammar,
+            boundaries=prompt.boundaries,
+            cache_salt=request.salt,
+            priority=request.priority,
+            deadline=self._settings.request_timeout,
         )
         try:
             stream = served.engine.submit(asked)
@@ -167,14 +195,14 @@ def _encode(served: Served, prompt: Prompt, tools: Sequence[dict[str, object]]) 
             return text.Prompt(prompt, raw=True)
 
 
-def _longest(sampling: SamplingParams, chat: text.Chat) -> int:
+def _longest(sampling: SamplingParams, chat: text.Chat) -> int | None:
     """Reasoning and answer together: what was asked, else, where nothing was, what the checkpoint
-    recommends."""
+    recommends; None for as much as the engine has room for."""
     if sampling.max_total_tokens is not None:
         return sampling.max_total_tokens
     if sampling.max_tokens is None and "max_new_tokens" in chat.defaults:
         return max(int(chat.defaults["max_new_tokens"]), 1)
-    return MAX_SEED
+    return None
 
 
 async def _merge(sources: Sequence[AsyncGenerator[ChatEvent, None]]) -> AsyncGenerator[ChatEvent, None]:

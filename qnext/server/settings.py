@@ -28,7 +28,8 @@ class Settings:
     not loaded is not served. `presence_penalty` is what a request that gives none gets (the hosted service:
     1.5 for instruct). `max_context` caps the context of every model, in tokens. `max_output_tokens` and
     `max_thinking_tokens` are the largest values a request may ask for. `keep_alive` is the silence, in
-    seconds, after which a stream gets a comment line. Raises ValueError naming the environment variable.
+    seconds, after which a stream gets a comment line; a request that takes longer than `request_timeout`
+    seconds (None: however long) fails. Raises ValueError naming the environment variable.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +42,7 @@ class Settings:
     max_thinking_tokens: int = 81_920
     max_body_bytes: int = 16 * 2**20
     keep_alive: float = 15.0
+    request_timeout: float | None = None
     thinking_non_stream: Literal["allow", "reject"] = "allow"
 
     def __post_init__(self) -> None:
@@ -50,7 +52,9 @@ class Settings:
         for name in ("max_context", "max_output_tokens", "max_thinking_tokens", "max_body_bytes"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "1 or more", value)
-        _require(0 < self.keep_alive < float("inf"), "keep_alive", "seconds, more than 0", self.keep_alive)
+        for name in ("keep_alive", "request_timeout"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < float("inf"), name, "seconds, more than 0", value)
         thinking = self.thinking_non_stream
         _require(thinking in ("allow", "reject"), "thinking_non_stream", "allow or reject", thinking)
 
@@ -98,6 +102,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "max_thinking_tokens": (int, "a number of tokens"),
     "max_body_bytes": (int, "a number of bytes"),
     "keep_alive": (float, "a number of seconds"),
+    "request_timeout": (float, "a number of seconds"),
     "thinking_non_stream": (str, "allow or reject"),
 }
 assert set(_READERS) == {spec.name for spec in fields(Settings)}

@@ -13,17 +13,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qnext.engine.request import MAX_SEED, SamplingParams
+from qnext.text.grammar import GrammarError, GrammarSpec, answer_spec
 
 from .errors import invalid
-from .exchange import ChatRequest, Prompt, Rules
+from .exchange import ChatRequest, Conversation, Prompt, Rules
 
 Params = Mapping[str, Any]
 MAX_STOPS = 16
+MAX_PRIORITY = 2**31
 _Ids = tuple[int, ...]
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_UNKNOWN_FORMAT = (
-    "Unknown format of response_format, response_format should be a dict, includes 'type' and an optional "
-    "key 'json_schema'."
+_NO_JSON = (
+    "'messages' must contain the word 'json' in some form, to use 'response_format' of type 'json_object'."
 )
 
 
@@ -71,11 +72,11 @@ def chat_request(
     stream: bool,
     logprobs: int | None,
 ) -> ChatRequest:
-    """What all dialects share: sampling, stops, tools, thinking. `logprobs` is None or a number of
-    alternatives."""
+    """What all dialects share: sampling, stops, tools, thinking, the form of the answer, `priority` (lower
+    goes first). `logprobs` is None or a number of alternatives."""
     _thinking(params, rules, stream)
-    _response_format(params)
-    tools = _tools(params)
+    tools, parallel = _tools(params), bool(flag(params, "parallel_tool_calls"))
+    grammar = _grammar(params, prompts, tools, parallel)
     stops, stop_ids, stop_sequences = _stops(params, rules)
     n = span(params, "n", 1, 4) or 1
     numbers: dict[str, Any] = {**rules.defaults, **_sampling(params), **_lengths(params, rules)}
@@ -87,8 +88,17 @@ def chat_request(
         logprobs=logprobs,
         n=1 if tools else n,
     )
-    max_calls = None if flag(params, "parallel_tool_calls") else 1
-    return ChatRequest(model, prompts, sampling, stream, stop_sequences, tools, max_calls)
+    return ChatRequest(
+        model,
+        prompts,
+        sampling,
+        stream,
+        stop_sequences,
+        tools,
+        max_calls=None if parallel else 1,
+        grammar=grammar,
+        priority=span(params, "priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
+    )
 
 
 def logprobs_asked(params: Params) -> int | None:
@@ -181,27 +191,32 @@ def _thinking(params: Params, rules: Rules, stream: bool) -> None:
         raise invalid(words, "stream")
 
 
-def _response_format(params: Params) -> None:
+def _grammar(
+    params: Params, prompts: tuple[Prompt, ...], tools: tuple[dict[str, Any], ...], parallel: bool
+) -> GrammarSpec | None:
+    """`response_format`, a forced `tool_choice`, and vLLM's `structured_outputs`: an object with one of
+    `json` (a JSON schema), `json_object`, `regex` and `choice` (a list of texts)."""
     wanted = params.get("response_format")
-    if wanted is None:
-        return
-    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
-    if kind in ("json_object", "json_schema"):
-        raise invalid(
-            f"response_format of type {kind} is not yet supported by this server", "response_format"
+    if isinstance(wanted, Mapping) and wanted.get("type") == "json_object":
+        for prompt in prompts:
+            texts = [m.content for m in prompt.messages] if isinstance(prompt, Conversation) else ["json"]
+            if not any("json" in text.lower() for text in texts):
+                raise invalid(_NO_JSON, "messages")
+    try:
+        return answer_spec(
+            response_format=wanted,
+            structured_outputs=params.get("structured_outputs"),
+            tools=tools,
+            tool_choice=params.get("tool_choice"),
+            parallel=parallel,
         )
-    if kind != "text":
-        raise invalid(_UNKNOWN_FORMAT, "response_format")
+    except GrammarError as error:
+        raise invalid(str(error), error.where) from None
 
 
 def _tools(params: Params) -> tuple[dict[str, Any], ...]:
     """The tools on offer: none when `tool_choice` is "none"."""
-    tools, choice = params.get("tools"), params.get("tool_choice")
-    if choice == "required" or isinstance(choice, Mapping):
-        raise invalid("a forced tool_choice is not yet supported by this server, use 'auto'", "tool_choice")
-    if choice not in (None, "auto", "none"):
-        words = 'tool_choice is one of the strings that should be ["none", "auto"]'
-        raise invalid(words, "tool_choice")
+    tools = params.get("tools")
     if tools is None:
         return ()
     if not isinstance(tools, list):
@@ -214,4 +229,4 @@ def _tools(params: Params) -> tuple[dict[str, Any], ...]:
         name = function.get("name")
         if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
             raise invalid(f"tools[{i}].function.name must be 1 to 64 of [A-Za-z0-9_-]", f"tools[{i}]")
-    return () if choice == "none" else tuple(tools)
+    return () if params.get("tool_choice") == "none" else tuple(tools)

@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from .grammar import GrammarSpec
+from .grammar_compiler import Grammar, Grammars
 from .messages import Message, Tool
 from .parser import OutputParser
 from .template import ChatTemplate
@@ -24,11 +26,14 @@ _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "ma
 @dataclass(frozen=True)
 class Prompt:
     """What the engine is asked to continue. `thinking`: it ends inside an open `<think>` section. `raw`: it
-    is a plain text to continue, not a conversation."""
+    is a plain text to continue, not a conversation. `boundaries`: its lengths where the contents of messages
+    begin. `begun`: the partial message it ends with."""
 
     ids: tuple[int, ...]
     thinking: bool = False
     raw: bool = False
+    boundaries: tuple[int, ...] = ()
+    begun: str = ""
 
 
 class Chat:
@@ -107,7 +112,8 @@ class Chat:
             raise ValueError(
                 "partial is set, but this model reasons before it answers: it cannot continue an answer"
             )
-        return Prompt(tuple(ids), thinking)
+        begun = turns[-1].content if turns[-1].partial else ""
+        return Prompt(tuple(ids), thinking, boundaries=self._boundaries(ids), begun=begun)
 
     def encode_text(self, text: str) -> Prompt:
         """A raw prompt, to be continued. Control tokens in it are plain text."""
@@ -140,6 +146,28 @@ class Chat:
         if not prompt.thinking:
             return None
         return self.tokenizer.control["</think>"], tuple(self.tokenizer.encode_trusted("\n</think>\n\n"))
+
+    def grammar(self, spec: GrammarSpec, prompt: Prompt) -> Grammar:
+        """What an answer to `prompt` must look like, as the engine follows it; a partial message is part of
+        the answer's text. Compiling may take a second. Raises GrammarError for what cannot be obeyed."""
+        lead = 2 if prompt.thinking else 1 if prompt.begun else 0  # as templates lay out answers and calls
+        return self._grammars.compile(spec, begun=prompt.begun, lead=lead)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.eos_token_ids)
+
+    def _boundaries(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Lengths of `ids` up to the end of each `<|im_start|>role` line, where a token ends there."""
+        start, found = self.tokenizer.control.get("<|im_start|>"), []
+        for i in (i for i, token in enumerate(ids) if token == start):
+            for j, token in enumerate(ids[i + 1 : i + 9], i + 1):
+                data = self.tokenizer.token_bytes(token)
+                if token == start or b"\n" in data:
+                    if data.find(b"\n") == len(data) - 1:
+                        found.append(j + 1)
+                    break
+        return tuple(found)
 
     def _ends_in_reasoning(self, ids: Sequence[int]) -> bool:
         begin, end = self.tokenizer.control.get("<think>"), self.tokenizer.control.get("</think>")

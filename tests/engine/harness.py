@@ -9,14 +9,17 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from threading import Condition
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qnext.engine.config import EngineConfig
 from qnext.engine.engine import Engine
-from qnext.engine.request import Request, SamplingParams
-from qnext.engine.scheduler import Piece
+from qnext.engine.plan import Piece, Plan
+from qnext.engine.request import Facts, Output, Request, SamplingParams
+from qnext.engine.runner import Step
+from qnext.engine.sequence import Sequence
 from qnext.engine.stream import Stream
 from qnext.model.qwen3_next import Qwen3Next
 from qnext.model.state import StateSize
@@ -59,13 +62,15 @@ def request(length: int, **sampling: object) -> Request:
     return Request(prompt, SamplingParams(**fields))  # type: ignore[arg-type]
 
 
-def engine(model: Qwen3Next = MODEL, *, pages: int | None = None, **fields: int) -> Engine:
-    """An engine with exactly so many pages, if given."""
-    page_size, slots = fields.get("page_size", 16), fields.get("max_sequences", 32)
+def engine(model: Qwen3Next = MODEL, *, pages: int | None = None, **fields: Any) -> Engine:
+    """An engine with exactly so many pages, if given; else with ample room."""
+    page_size = fields.get("page_size", 16)
     if pages is not None:
-        size = StateSize.of(model.config, model.embed_tokens.weight.element_size())
-        fields["cache_bytes"] = slots * (size.delta + size.conv) + pages * page_size * size.kv_token
-    made = Engine(model, EngineConfig(**fields))
+        asked = EngineConfig(**fields)
+        mtp = asked.drafts > 0 and model.mtp is not None
+        size = StateSize.of(model.config, model.embed_tokens.weight.element_size(), asked.drafts, mtp=mtp)
+        fields["cache_bytes"] = asked.slots * size.slot + pages * page_size * size.kv_token
+    made = Engine(model, EngineConfig(**{"cache_bytes": 16 << 20, **fields}), checkpoint="tiny")
     assert pages is None or made.pages.size == pages
     return made
 
@@ -82,11 +87,23 @@ def tokens(stream: Stream) -> list[int]:
     return [token for ids, _ in read for token in ids]
 
 
-def end(stream: Stream) -> tuple[list[int], str | None]:
-    """Read a stream to its end -> its tokens and why it ended."""
+def whole(stream: Stream) -> Output:
+    """Read a stream to its end -> all of it in one output."""
     outputs = list(stream)
     assert [output.finish_reason for output in outputs[:-1]] == [None] * (len(outputs) - 1)
-    return [token for output in outputs for token in output.token_ids], outputs[-1].finish_reason
+    assert outputs[-1].finish_reason is not None and outputs[-1].facts is not None
+    return Output.joined(outputs)
+
+
+def end(stream: Stream) -> tuple[list[int], str | None]:
+    """Read a stream to its end -> its tokens and why it ended."""
+    output = whole(stream)
+    return list(output.token_ids), output.finish_reason
+
+
+def taken_in(facts: Facts) -> int:
+    """Tokens whose states a sequence had at its end, if nothing was computed twice."""
+    return facts.cached_tokens + facts.computed_tokens - facts.drafted_tokens + facts.accepted_tokens
 
 
 def all_is_free(made: Engine) -> bool:
@@ -96,49 +113,77 @@ def all_is_free(made: Engine) -> bool:
         time.sleep(0.001)
     return (
         not made._live
-        and made.pages.free == made.pages.size
+        and made.stats().pages_used == 0
+        and nothing_lost(made)
         and made.slots.free == made.slots.size
         and not made._scheduler.running
         and not made._scheduler.waiting
     )
 
 
+def nothing_lost(made: Engine) -> bool:
+    """Whether every page that is not free belongs to the prefix cache, and would be free without it."""
+    cache = made._steps.cache
+    if cache is not None:
+        cache.clear()
+    spare = made._steps.spare
+    return made.pages.free == made.pages.size and spare.free == spare.size
+
+
 class Watch:
     """Stands in for the runner's `run`. `before(step, pieces)` runs in the engine's thread ahead of each
-    step; `after(pieces, logits)` may change the scores.
+    step; `after(rows, logits)` may change the scores that are chosen from: a row is a sequence and the number
+    of drafts before it.
     """
 
     def __init__(self, made: Engine) -> None:
-        self.engine, self.run = made, made._runner.run
+        runner, scheduler = made._steps.runner, made._scheduler
+        self.engine, self.run, self.scores = made, runner.run, runner.scores
+        self.let_in = scheduler._admit
         self.steps = 0
         self.admissions: Counter[Stream] = Counter()
         self.computed: Counter[Stream] = Counter()
         self.before: Callable[[int, list[Piece]], object] = lambda step, pieces: None
-        self.after: Callable[[list[Piece], Tensor], Tensor] = lambda pieces, logits: logits
+        self.after: Callable[[list[tuple[Sequence, int]], Tensor], Tensor] = lambda rows, logits: logits
+        self.rows: list[tuple[Sequence, int]] = []
         self.faults: list[BaseException] = []
-        made._runner.run = self  # type: ignore[method-assign, assignment]
+        runner.run = self  # type: ignore[method-assign, assignment]
+        runner.scores = self.judge  # type: ignore[method-assign]
+        scheduler._admit = self.admit  # type: ignore[method-assign]
 
     @property
     def preemptions(self) -> int:
         return sum(self.admissions.values()) - len(self.admissions)
 
-    def __call__(self, pieces: list[Piece]) -> Tensor:
+    def admit(self, plan: Plan, sequence: Sequence) -> bool:
+        admitted = self.let_in(plan, sequence)
+        self.admissions[sequence.stream] += admitted
+        return admitted
+
+    def __call__(self, pieces: list[Piece]) -> Step:
         try:
             self.check(pieces)
         except AssertionError as fault:
             self.faults.append(fault)
         for piece in pieces:
-            self.admissions[piece.sequence.stream] += piece.sequence.computed == 0
             self.computed[piece.sequence.stream] += piece.length
+        wholes = [piece for piece in pieces if piece.length == piece.sequence.pending]
+        self.rows = [(piece.sequence, j) for piece in wholes for j in range(1 + len(piece.drafts))]
         self.steps += 1
         self.before(self.steps - 1, pieces)
-        return self.after(pieces, self.run(pieces))
+        return self.run(pieces)
+
+    def judge(self, hidden: Tensor) -> Tensor:
+        logits, rows, self.rows = self.scores(hidden), self.rows, []
+        return self.after(rows, logits) if rows else logits  # none left: it is the MTP head that asks
 
     def check(self, pieces: list[Piece]) -> None:
         made = self.engine
         running = made._scheduler.running
         assert pieces and {piece.sequence for piece in pieces} <= set(running)
-        assert sum(piece.length for piece in pieces) <= made.config.step_tokens
-        held = [page for each in running for page in each.pages]
-        assert len(set(held)) == len(held) == made.pages.size - made.pages.free
+        if not made.config.batch_invariant:
+            assert sum(piece.length + len(piece.drafts) for piece in pieces) <= made.config.step_tokens
+        held = {page for each in running for page in each.pages}
+        assert len(held) == made.stats().pages_used
+        assert all(len(set(each.pages)) == len(each.pages) for each in running)
         assert len({each.slot for each in running}) == len(running) == made.slots.size - made.slots.free

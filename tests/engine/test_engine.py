@@ -25,17 +25,23 @@ from .harness import (
     engine,
     greedy,
     request,
+    taken_in,
     tokens,
+    whole,
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 ROOMS: dict[str, dict[str, int]] = {
     "plenty": {},
+    "always three guesses": {"fixed_drafts": True},
+    "eight guesses in short steps": {"fixed_drafts": True, "draft_tokens": 8, "step_tokens": 20},
+    "no guesses, nothing kept": {"draft_tokens": 0, "prefix_cache": False},
+    "each by itself": {"batch_invariant": True, "step_tokens": 50},
     "few slots, short steps": {"step_tokens": 16, "max_sequences": 3},
     "one at a time": {"max_sequences": 1, "step_tokens": 100},
     "a token a step": {"step_tokens": 1, "max_sequences": 4, "max_length": 100},
-    "tiny pool": {"pages": 16, "page_size": 16, "max_sequences": 9, "step_tokens": 64},
+    "tiny pool": {"pages": 15, "page_size": 16, "max_sequences": 9, "step_tokens": 64, "draft_tokens": 1},
     "tiny pool of tiny pages": {"pages": 80, "page_size": 3, "max_sequences": 20, "step_tokens": 500},
     "one huge page each": {"page_size": 512, "max_sequences": 6},
 }
@@ -49,12 +55,17 @@ def test_twenty_together_equal_each_alone(room: str) -> None:
         watch = Watch(made)
         with at_once(made):
             streams = [made.submit(request(length)) for length in lengths]
-        assert [tokens(stream) for stream in streams] == [list(greedy(length)[1]) for length in lengths]
+        outputs = [whole(stream) for stream in streams]
+        assert [output.token_ids for output in outputs] == [greedy(length)[1] for length in lengths]
         assert all_is_free(made) and not watch.faults
         assert (watch.preemptions > 0) == ("pages" in fields)
-        assert sum(len(row) for row, _ in map(greedy, lengths)) <= sum(watch.computed.values())
-        if not watch.preemptions:  # every token is computed once, but for the last of each answer
-            assert sum(watch.computed.values()) == sum(len(p) + len(a) - 1 for p, a in map(greedy, lengths))
+        for output, (prompt, answer) in zip(outputs, map(greedy, lengths), strict=True):
+            assert output.facts is not None
+            once = len(prompt) + len(answer) - 1  # the last token is not computed
+            assert taken_in(output.facts) == once or (
+                output.facts.preemptions and taken_in(output.facts) > once
+            )
+        assert sum(output.facts.preemptions for output in outputs if output.facts) == watch.preemptions
 
 
 def test_requests_really_run_together() -> None:
@@ -214,6 +225,5 @@ def test_half_precision_runs_the_same_way() -> None:
     model = MODEL.__class__(MODEL.config, dtype=torch.bfloat16)
     model.load_state_dict(MODEL.state_dict())
     with engine(model.eval().requires_grad_(False)) as made:
-        assert made._runner.state.kv[3] is not None
-        assert made._runner.state.kv[3][0].dtype == torch.bfloat16
+        assert made._steps.runner.state.pages.dtype == torch.bfloat16
         assert len(tokens(made.submit(request(33)))) == len(greedy(33)[1])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qnext.engine.engine import Engine
-from qnext.engine.scheduler import Piece
+from qnext.engine.plan import Piece
 from qnext.engine.stream import Stream
 
 from .harness import Watch, all_is_free, at_once, end, engine, greedy, request
@@ -63,6 +63,10 @@ rooms = st.fixed_dictionaries(
         "page_size": st.sampled_from([1, 4, 16]),
         "max_sequences": st.sampled_from([1, 2, 3, 6]),
         "step_tokens": st.sampled_from([1, 3, 16, 64, 1000]),
+        "draft_tokens": st.sampled_from([0, 1, 3]),
+        "fixed_drafts": st.booleans(),
+        "prefix_cache": st.booleans(),
+        "batch_invariant": st.sampled_from([False, False, True]),
     }
 )
 

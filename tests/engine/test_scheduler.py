@@ -3,32 +3,70 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qnext.engine.cache import PrefixCache
+from qnext.engine.config import EngineConfig
+from qnext.engine.pages import Pages
+from qnext.engine.plan import Piece, Plan
 from qnext.engine.pool import Pool
-from qnext.engine.request import SamplingParams
-from qnext.engine.scheduler import Piece, Scheduler
+from qnext.engine.request import Request, SamplingParams
+from qnext.engine.scheduler import Scheduler
 from qnext.engine.sequence import Sequence
+from qnext.engine.stream import Stream
 
 from .rows import sequence
 
 
 class Simulation:
-    """A scheduler whose model takes no time: pieces are computed, whole sequences get a token."""
+    """A scheduler whose model takes no time: pieces are computed, whole sequences get a token and `lucky`
+    ones their drafts; states are kept where they are wanted."""
 
-    def __init__(self, *, pages: int, page_size: int, slots: int, step_tokens: int) -> None:
-        self.scheduler = Scheduler(Pool(pages), Pool(slots), page_size, step_tokens)
-        self.steps = self.work = 0
+    def __init__(
+        self,
+        *,
+        pages: int,
+        page_size: int,
+        slots: int,
+        step_tokens: int,
+        drafts: int = 0,
+        keep: bool = False,
+        spare: int = 4,
+    ) -> None:
+        config = EngineConfig(page_size=page_size, step_tokens=step_tokens)
+        store = Pages(pages)
+        self.cache = PrefixCache(store, page_size, 2) if keep else None
+        self.spare = Pool(spare, slots)
+        self.scheduler = Scheduler(store, Pool(slots), self.spare, self.cache, config, drafts)
+        self.random, self.drafts = Random(0), drafts
+        self.steps = self.work = self.arrivals = 0
         self.admissions: Counter[Sequence] = Counter()
         self.order: list[Sequence] = []
         self.finished: list[Sequence] = []
+        self.plan = Plan()
+        scheduler_admit = self.scheduler._admit
 
-    def add(self, prompt: int, answer: int) -> Sequence:
-        made = sequence([1] * prompt, SamplingParams(max_tokens=answer))
-        self.scheduler.waiting.append(made)
+        def admit(plan: Plan, made: Sequence) -> bool:
+            admitted = scheduler_admit(plan, made)
+            if admitted:
+                self.admissions[made] += 1
+                self.order.append(made)
+            return admitted
+
+        self.scheduler._admit = admit  # type: ignore[method-assign]
+
+    def add(self, prompt: int | tuple[int, ...], answer: int, **fields: object) -> Sequence:
+        text = (1,) * prompt if isinstance(prompt, int) else prompt
+        wish = Request(text, SamplingParams(max_tokens=answer))
+        wish = replace(wish, **fields)  # type: ignore[arg-type]
+        made = Sequence(Stream(wish, lambda stream: None), 0, 1000, arrival=self.arrivals)
+        self.arrivals += 1
+        self.scheduler.add(made)
         return made
 
     @property
@@ -40,39 +78,75 @@ class Simulation:
         return sum(self.admissions.values()) - len(self.admissions)
 
     def step(self) -> list[Piece]:
-        pieces = self.scheduler.plan()
+        self.plan = self.scheduler.plan()
+        pieces = self.plan.pieces
         self.check(pieces)
         self.steps += 1
         for piece in pieces:
-            made = piece.sequence
-            if made.computed == 0:
-                self.admissions[made] += 1
-                self.order.append(made)
-            made.computed += piece.length
-            self.work += piece.length
-            if made.pending == 0 and made.extend(0, None).finish_reason:
-                self.scheduler.release(made)
-                self.finished.append(made)
+            self.take_in(piece)
         return pieces
 
+    def take_in(self, piece: Piece) -> None:
+        made = piece.sequence
+        whole = piece.length == made.pending
+        right = self.random.randint(0, len(piece.drafts))
+        made.computed += piece.length
+        made.drafts = []
+        self.work += piece.length + len(piece.drafts)
+        if made.computed >= made.suspect:
+            made.suspect = 0
+        finish = None
+        for _ in range(1 + right if whole else 0):
+            assert finish is None  # of drafts beyond the end there would be no use
+            finish = made.extend(0, None).finish_reason
+        made.computed += right
+        for mark, slot in piece.saves:
+            self.keep(made, mark)
+            self.spare.give([slot])
+        if made.computed in made.marks:
+            self.keep(made, made.computed)
+        made.marks = [mark for mark in made.marks if mark > made.computed]
+        if finish:
+            self.scheduler.release(made)
+            self.finished.append(made)
+        elif whole:
+            made.drafts = [0] * self.random.randint(0, self.drafts)
+
+    def keep(self, made: Sequence, length: int) -> None:
+        assert self.cache is not None and made.cursor is not None
+        self.cache.insert(made.cursor, made.root, made.tokens, length, made.pages)
+
     def check(self, pieces: list[Piece]) -> None:
-        scheduler = self.scheduler
+        scheduler, store = self.scheduler, self.scheduler.pages
         running, waiting = scheduler.running, scheduler.waiting
-        assert sum(piece.length for piece in pieces) <= scheduler.step_tokens
+        assert sum(piece.length + len(piece.drafts) for piece in pieces) <= scheduler.step_tokens
         assert len({piece.sequence for piece in pieces}) == len(pieces)
         for piece in pieces:
             assert piece.sequence in running
             assert 1 <= piece.length <= piece.sequence.pending
-            assert len(piece.sequence.pages) * scheduler.page_size >= piece.sequence.computed + piece.length
+            assert not piece.drafts or piece.length == piece.sequence.pending == 1
+            cells = piece.sequence.computed + piece.length + len(piece.drafts) + scheduler.lookahead
+            assert len(piece.sequence.pages) * scheduler.page_size >= cells
         held = [page for each in running for page in each.pages]
-        assert len(set(held)) == len(held)
-        assert len(held) + scheduler.pages.free == scheduler.pages.size
+        own = Counter(held)
+        assert self.cache is not None or max(own.values(), default=1) == 1  # nothing is shared
+        assert len(own) + store.free + store.idle == store.size
+        saves = [slot for piece in pieces for _, slot in piece.saves]
+        assert len(saves) == len(set(saves)) == len(self.spare.out)
         slots = [each.slot for each in running]
         assert None not in slots and len(set(slots)) == len(slots)
         assert len(slots) + scheduler.slots.free == scheduler.slots.size
         for each in waiting:
             assert not each.pages and each.slot is None and each.computed == 0
         assert pieces or not self.live  # something always goes on
+        suspects = [piece for piece in pieces if piece.sequence.suspect]
+        assert not suspects or len(pieces) == 1
+
+    def all_is_free(self) -> bool:
+        store = self.scheduler.pages
+        if self.cache is not None:
+            self.cache.clear()
+        return store.free == store.size and self.scheduler.slots.free == self.scheduler.slots.size
 
     def run(self, most: int = 10_000) -> None:
         while self.live:
@@ -134,32 +208,41 @@ def test_release_frees_whatever_is_held(running: bool) -> None:
     simulation.scheduler.release(first if running else second)  # once more changes nothing
     simulation.scheduler.release(sequence())
     simulation.run()
-    assert simulation.scheduler.pages.free == 9 and simulation.scheduler.slots.free == 1
+    assert simulation.all_is_free()
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_every_rule_holds_whatever_comes(data: st.DataObject) -> None:
     page_size = data.draw(st.integers(1, 5), label="page size")
-    pages = data.draw(st.integers(-(-40 // page_size), 60), label="pages")
+    drafts = data.draw(st.integers(0, 4), label="drafts")
+    pages = data.draw(st.integers(-(-(40 + drafts) // page_size), 60), label="pages")
     simulation = Simulation(
         pages=pages,
         page_size=page_size,
         slots=data.draw(st.integers(1, 6), label="slots"),
         step_tokens=data.draw(st.sampled_from([1, 2, 7, 30, 1000]), label="step tokens"),
+        drafts=drafts,
+        keep=data.draw(st.booleans(), label="keep"),
+        spare=data.draw(st.integers(0, 2), label="spare slots"),
     )
     shapes = st.tuples(st.integers(1, 25), st.integers(1, 15))  # together at most 40: each fits alone
+    texts = data.draw(st.lists(st.lists(st.integers(0, 1), min_size=25, max_size=25), min_size=1, max_size=3))
     for _ in range(data.draw(st.integers(1, 12), label="moves")):
-        for shape in data.draw(st.lists(shapes, max_size=3), label="arrivals"):
-            simulation.add(*shape)
+        for length, answer in data.draw(st.lists(shapes, max_size=3), label="arrivals"):
+            text = data.draw(st.sampled_from(texts), label="text")[:length]
+            simulation.add(tuple(text), answer, priority=data.draw(st.integers(0, 1), label="priority"))
         for _ in range(data.draw(st.integers(0, 6), label="steps")):
             simulation.step()
         if simulation.live and data.draw(st.booleans(), label="abort"):
             victim = data.draw(st.integers(0, len(simulation.live) - 1), label="who")
             simulation.scheduler.release(simulation.live[victim])
+        if simulation.scheduler.running and data.draw(st.booleans(), label="failure"):
+            for each in data.draw(st.sets(st.sampled_from(simulation.scheduler.running)), label="in it"):
+                each.suspect = min(each.computed + 1, len(each.tokens))
+                simulation.scheduler.start_over(each)
     simulation.run()
-    assert simulation.scheduler.pages.free == pages
-    assert simulation.scheduler.slots.free == simulation.scheduler.slots.size
+    assert simulation.all_is_free()
     assert all(each.generated == each.request.sampling.max_tokens for each in simulation.finished)
 
 

@@ -27,14 +27,15 @@ def gained(outputs: list[Output]) -> list[int]:
 
 
 def test_pending_and_generated() -> None:
-    made = sequence((4, 5, 6))
+    made = sequence((4, 5, 6), SamplingParams(presence_penalty=1.0))
     assert (made.pending, made.generated) == (3, 0)
     made.computed = 3
     made.extend(7, None)
     assert (made.pending, made.generated, made.tokens) == (1, 1, [4, 5, 6, 7])
     made.computed = 0  # it gave way: all is to be computed anew, what it generated stays
     assert (made.pending, made.generated) == (4, 1)
-    assert made.counts == {7: 1}
+    assert made.history is not None
+    assert (made.history.ids.tolist(), made.history.times.tolist()) == ([7], [1])
 
 
 @pytest.mark.parametrize(

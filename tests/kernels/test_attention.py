@@ -118,3 +118,45 @@ def test_a_cache_of_another_dtype_rounds_what_it_keeps() -> None:
     assert attention(q, k, v, row, cache, SCALE).dtype == torch.float32
     assert row.cells is not None
     assert cache[1].view(-1, 2, WIDTH)[row.cells].equal(v.bfloat16())
+
+
+@pytest.mark.parametrize("first", [1, 2, 5])
+@pytest.mark.parametrize("lengths", [(1, 1), (4, 1, 9), (3, 30)], ids=str)
+def test_the_first_cells_are_not_seen(lengths: tuple[int, ...], first: int) -> None:
+    """Sequences that begin anew, then go on; their first cells hold NaN."""
+    held, page_size = [first] * len(lengths), 4
+    total = sum(lengths) + len(lengths)
+    cache = tuple(
+        torch.full(
+            (row_pages(lengths, [first + 1 for _ in lengths], page_size), page_size, 2, WIDTH), float("nan")
+        )
+        for _ in range(2)
+    )
+    pages = paged_row(lengths, [first + 1 for _ in lengths], page_size).pages
+    assert pages is not None
+    q, k, v = heads(total, 4, 2)
+    past: list[tuple[Tensor, Tensor]] = [(k[:0], v[:0])] * len(lengths)
+    at = 0
+    for step in (lengths, (1,) * len(lengths)):
+        part = slice(at, at + sum(step))
+        row = Packing.cached(step, held, pages.tolist(), range(len(step)), page_size, first=first)
+        wanted = []
+        for n, sides in enumerate(zip(*(x[part].split(step) for x in (q, k, v)), strict=True)):
+            past[n] = (torch.cat((past[n][0], sides[1])), torch.cat((past[n][1], sides[2])))
+            wanted.append(twins.attention(sides[0].double(), *(x.double() for x in past[n]), SCALE))
+        found = attention(q[part], k[part], v[part], row, (cache[0], cache[1]), SCALE)
+        assert distance(found, torch.cat(wanted)) < 2e-6
+        held, at = [h + n for h, n in zip(held, step, strict=True)], part.stop
+    assert all(stored[pages[:, 0], 0].isnan().all() for stored in cache)
+
+
+def test_caches_need_not_be_contiguous() -> None:
+    """Keys and values of all layers lie in one piece of memory, page by page."""
+    row, (q, k, v) = paged_row([9, 2], [0, 0], 4), heads(11, 4, 2)
+    memory = torch.full((row_pages([9, 2], [0, 0], 4), 3, 2, 4, 2, WIDTH), float("nan"))
+    found = attention(q, k, v, row, (memory[:, 1, 0], memory[:, 1, 1]), SCALE)
+    assert found.equal(attention(q, k, v, Packing.of([9, 2]), None, SCALE))
+    assert row.cells is not None
+    for i, fresh in enumerate((k, v)):
+        assert memory[row.cells // 4, 1, i, row.cells % 4].equal(fresh)
+    assert memory[:, [0, 2]].isnan().all()

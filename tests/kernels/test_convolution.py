@@ -11,6 +11,7 @@ from torch import Tensor
 from qnext.kernels.reference import causal_conv
 from qnext.model.packing import Packing
 
+from .programs import DRAFTS, Layout, Move, Program, play, programs
 from .twins import convolution, distance, paged_row, row_slots
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -89,3 +90,45 @@ def test_half_precision_is_rounded_once() -> None:
     assert found.equal(causal_conv(x.float(), weight.float(), Packing.of([20]), None).bfloat16())
     assert row.slots is not None
     assert state[row.slots[0]].equal(x[-3:].T)
+
+
+def check_windows(program: Program, seed: int, width: int) -> None:
+    """Play a program; outputs, and columns in all slots, against the loop over what was committed."""
+    layout, past, weight = Layout.of(program, seed), width - 1, random(CHANNELS, width, seed=1)
+    state = torch.full((layout.slot_count, CHANNELS, past + DRAFTS), float("nan"))
+    certain = state[..., :past].clone()  # what the slots should hold
+    for slot in layout.slots.values():
+        state[slot, :, :past] = certain[slot] = 0
+    histories = {n: torch.zeros(CHANNELS, past) for n in layout.slots}
+    for number, turn in enumerate(play(program, layout)):
+        row, x = turn.packing, random(turn.packing.total, CHANNELS, seed=seed + number + 2)
+        wanted = []
+        for tokens, move, slot in zip(x.split(row.lengths), turn.moves, turn.slots, strict=True):
+            before = histories[move.sequence]
+            wanted.append(convolution(tokens.double(), weight.double(), before.double())[0])
+            history = torch.cat((before, tokens.T), 1)
+            certain[slot] = history[:, move.certain : move.certain + past]
+            kept = move.certain + move.accepted
+            histories[move.sequence] = history[:, kept : kept + past]
+            for n, count, target in row.saves:
+                if turn.moves[n] is move:
+                    certain[target] = history[:, count : count + past]
+        others, drafted = sorted({*range(layout.slot_count)} - {*turn.slots}), state[..., past:].clone()
+        found = causal_conv(x, weight, row, state)
+        assert distance(found, torch.cat(wanted)) < 1e-6
+        torch.testing.assert_close(state[..., :past], certain, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(state[others, :, past:], drafted[others], rtol=0, atol=0, equal_nan=True)
+        for move, slot in zip(turn.moves, turn.slots, strict=True):
+            state[slot, :, past + move.accepted :] = float("nan")  # nobody asks for rejected drafts again
+
+
+@settings(deadline=None, max_examples=40)
+@given(programs(), st.integers(0, 99), st.sampled_from([1, 2, 4, 5]))
+def test_windows_of_drafts_equal_the_loop(program: Program, seed: int, width: int) -> None:
+    check_windows(program, seed, width)
+
+
+@pytest.mark.parametrize("accepted", range(5))
+@pytest.mark.parametrize("then", [1, 2, 4, 130])
+def test_a_piece_of_any_length_may_follow_accepted_drafts(accepted: int, then: int) -> None:
+    check_windows([[Move(0, 1, 4, accepted)], [Move(0, then)], [Move(0, 1, 2, 1)], [Move(0, 1)]], 0, 4)

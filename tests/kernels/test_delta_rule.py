@@ -11,7 +11,8 @@ from torch import Tensor
 from qnext.kernels.reference.delta_rule import STEP_LIMIT, UnitLowerInverse, delta_chunk, gated_delta_rule
 from qnext.model.packing import Packing
 
-from .twins import DeltaInputs, delta_recurrence, distance, paged_row, row_slots
+from .programs import DRAFTS, Layout, Move, Program, play, programs
+from .twins import DeltaInputs, delta_cache, delta_recurrence, distance, paged_row, row_slots
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -48,10 +49,11 @@ def test_takes_up_and_leaves_the_states_in_their_slots(lengths: tuple[int, ...])
     heads = HEADS["two"]
     row, inputs = paged_row(lengths, [9] * len(lengths), 4), DeltaInputs.random(sum(lengths), heads)
     assert row.slots is not None
-    state = torch.full((row_slots(lengths), *zeros(1, heads).shape[1:]), float("nan"))
+    cache = delta_cache(row_slots(lengths), heads)
+    state = cache.state
     state[row.slots] = torch.randn(len(lengths), *state.shape[1:], generator=torch.Generator().manual_seed(1))
     wanted, lasts = recurrence(inputs.double(), row, state[row.slots].double())
-    assert distance(gated_delta_rule(*inputs, row, state), wanted) < 3e-6
+    assert distance(gated_delta_rule(*inputs, row, cache), wanted) < 3e-6
     assert distance(state[row.slots], lasts) < 3e-6
     others = sorted(set(range(len(state))) - set(row.slots.tolist()))
     assert state[others].isnan().all()  # slots of others are left as they were
@@ -63,13 +65,14 @@ def test_pieces_of_any_size_give_the_whole(pieces: list[int], seed: int) -> None
     heads = HEADS["two"]
     inputs = DeltaInputs.random(sum(pieces), heads, seed)
     wanted, last = recurrence(inputs.double(), Packing.of([sum(pieces)]), zeros(1, heads))
-    state, outs, at = zeros(1, heads).float(), [], 0
+    cache, outs, at = delta_cache(1, heads), [], 0
+    cache.state.zero_()
     for length in pieces:
         row = Packing.cached([length], [at], [[0] * 8], [0], 64)
-        outs.append(gated_delta_rule(*inputs.part(at, at + length), row, state))
+        outs.append(gated_delta_rule(*inputs.part(at, at + length), row, cache))
         at += length
     assert distance(torch.cat(outs), wanted) < 5e-6
-    assert distance(state, last[:1]) < 5e-6
+    assert distance(cache.state, last[:1]) < 5e-6
 
 
 @pytest.mark.parametrize("chunk", [8, 16, 32, 128])
@@ -78,10 +81,11 @@ def test_the_size_of_a_chunk_does_not_matter(chunk: int) -> None:
     inputs, state = DeltaInputs.random(sum(lengths), heads), torch.randn(3, 2, 8, 12)
     q, k = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in inputs[:2])
     order = [2, 0, 1]
-    out, last = delta_chunk(q / 8**0.5, k, *inputs[2:], lengths, order, state[order], chunk)
+    out, last, saved = delta_chunk(q / 8**0.5, k, *inputs[2:], lengths, order, state[order], chunk)
     wanted, lasts = recurrence(inputs.double(), Packing.of(lengths), state.double())
     assert distance(out, wanted) < 3e-6
     assert distance(last, lasts[order]) < 3e-6
+    assert not saved
 
 
 def test_the_same_key_again_and_again() -> None:
@@ -162,3 +166,72 @@ def test_gradient_of_the_inverse() -> None:
     a = torch.randn(2, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.3
     a.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: UnitLowerInverse.apply(x.tril(-1)), (a,))
+
+
+def check_windows(program: Program, seed: int, dtype: torch.dtype) -> None:
+    """Play a program; outputs, and states in all slots, against the recurrence over what was committed."""
+    heads, layout = (1, 2, 5, 4), Layout.of(program, seed)
+    cache = delta_cache(layout.slot_count, heads, DRAFTS, dtype)
+    wanted_states = cache.state.double()
+    for slot in layout.slots.values():
+        cache.state[slot] = wanted_states[slot] = 0
+    pending = {n: DeltaInputs.random(0, heads) for n in layout.slots}  # accepted, but not yet in the slot
+    for number, turn in enumerate(play(program, layout)):
+        inputs = DeltaInputs.random(turn.packing.total, heads, seed + number)
+        inputs = DeltaInputs(*(x.to(dtype) for x in inputs[:3]), *inputs[3:])
+        wanted = []
+        for i, (start, move, slot) in enumerate(
+            zip(turn.packing.starts, turn.moves, turn.slots, strict=True)
+        ):
+            certain = start + move.certain
+            state = wanted_states[slot]
+            if len(pending[move.sequence].q):
+                _, state = delta_recurrence(pending[move.sequence].double(), state)
+            for t in range(start, start + move.length):
+                out, state = delta_recurrence(inputs.part(t, t + 1).double(), state)
+                wanted.append(out)
+                for n, count, target in turn.packing.saves:
+                    if n == i and count == t + 1 - start:
+                        wanted_states[target] = state
+                if t + 1 == certain:
+                    wanted_states[slot] = state
+            pending[move.sequence] = inputs.part(certain, certain + move.accepted)
+        found = gated_delta_rule(*inputs, turn.packing, cache)
+        assert distance(found, torch.cat(wanted)) < 5e-6
+        written = wanted_states.isfinite()
+        assert cache.state.isfinite().equal(written)  # the slots of others are left as they were
+        assert distance(cache.state[written], wanted_states[written]) < 5e-6
+        for move, slot in zip(turn.moves, turn.slots, strict=True):
+            for kept in cache[1:]:  # nobody asks for rejected drafts again
+                kept[slot, move.accepted :] = float("nan")
+
+
+@settings(deadline=None, max_examples=40)
+@given(programs(), st.integers(0, 99), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_windows_of_drafts_equal_the_recurrence(program: Program, seed: int, dtype: torch.dtype) -> None:
+    check_windows(program, seed, dtype)
+
+
+@pytest.mark.parametrize("accepted", range(5))
+@pytest.mark.parametrize("then", [1, 4, 16, 64, 130])
+def test_a_piece_of_any_length_may_follow_accepted_drafts(accepted: int, then: int) -> None:
+    check_windows([[Move(0, 1, 4, accepted)], [Move(0, then)], [Move(0, 1)]], 0, torch.float32)
+
+
+@pytest.mark.parametrize("saves", [(1,), (69,), (64,), (30, 30), (65, 3), (3, 64, 65)], ids=str)
+def test_states_are_saved_in_any_order_after_any_count(saves: tuple[int, ...]) -> None:
+    check_windows([[Move(0, 1, 3, 2)], [Move(1, 9), Move(0, 70, saves=saves)]], 0, torch.float32)
+
+
+@pytest.mark.parametrize("size", [15, 16, 17, 63, 64])
+@pytest.mark.parametrize("accepted", [0, 2, 4])
+def test_windows_about_the_size_of_a_chunk(size: int, accepted: int) -> None:
+    """`size` counts the replayed tokens and the drafts too."""
+    rows = [[Move(0, 1, 4, 4)], [Move(1, 1, 4, 1), Move(0, size - 8, 4, accepted)], [Move(0, 1), Move(1, 1)]]
+    check_windows(rows, 0, torch.float32)
+
+
+def test_drafts_that_no_chunk_can_hold_are_refused() -> None:
+    """An invariant of the engine: what it drafts comes after one token, not after a long piece."""
+    with pytest.raises(AssertionError, match="last chunk"):
+        check_windows([[Move(0, 63, 4)]], 0, torch.float32)

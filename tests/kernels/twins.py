@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from qnext.kernels.ops import DeltaCache
 from qnext.model.packing import Packing
 
 
@@ -106,6 +107,20 @@ def swiglu(x_H: Tensor, gate_up_2IH: Tensor, down_HI: Tensor) -> Tensor:
     width = len(gate_up_2IH) // 2
     gate, up = gate_up_2IH[:width] @ x_H, gate_up_2IH[width:] @ x_H
     return down_HI @ (gate / (1 + (-gate).exp()) * up)
+
+
+def delta_cache(
+    slots: int, heads: tuple[int, int, int, int], drafts: int = 0, dtype: torch.dtype = torch.float32
+) -> DeltaCache:
+    """A cache of the delta rule, all NaN; `heads` as in `DeltaInputs.random`."""
+    key_heads, value_heads, key_width, value_width = heads
+    nan = float("nan")
+    return DeltaCache(
+        torch.full((slots, value_heads, key_width, value_width), nan),
+        torch.full((slots, drafts, key_heads, key_width), nan, dtype=dtype),
+        torch.full((slots, drafts, value_heads, value_width), nan, dtype=dtype),
+        torch.full((slots, drafts, 2, value_heads), nan),
+    )
 
 
 def paged_row(lengths: Sequence[int], contexts: Sequence[int], page_size: int, seed: int = 0) -> Packing:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from qnext.model.packing import Packing
 from qnext.model.qwen3_next import Qwen3Next
+from qnext.model.state import State
 
 from ..kernels.twins import distance
 from .tiny import tiny_model, token_ids
@@ -100,6 +101,49 @@ def test_with_a_cache(pieces: list[int]) -> None:
         outs.append(MODEL.mtp_hidden(hidden[part], following[part], packing, (cache[0], cache[1])))
         at += length
     assert distance(torch.cat(outs), MODEL.mtp_hidden(hidden, following)) < 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("pieces", [[1] * 12, [5, 7], [9, 1, 2]], ids=str)
+def test_with_a_cache_whose_first_cell_is_empty(pieces: list[int]) -> None:
+    """The entry for token j, made of it and the hidden state before it, lies in cell j beside the trunk's."""
+    ids, page_size = token_ids(13), 4
+    hidden, following = MODEL(ids[:-1]), ids[1:]
+    state = State.allocate(
+        MODEL.config, pages=6, page_size=page_size, slots=1, dtype=torch.float32, drafts=2, mtp=True
+    )
+    state.pages.fill_(float("nan"))
+    assert state.mtp is not None
+    pages, outs, at = [4, 0, 2, 5], [], 0
+    for length in pieces:
+        packing = Packing.cached([length], [at + 1], [pages], [0], page_size, first=1)
+        part = slice(at, at + length)
+        outs.append(MODEL.mtp_hidden(hidden[part], following[part], packing, state.mtp))
+        at += length
+    assert distance(torch.cat(outs), MODEL.mtp_hidden(hidden, following)) < 1e-5
+    keys = state.mtp[0][pages].flatten(0, 1)
+    assert keys[[0, *range(13, 16)]].isnan().all() and keys[1:13].isfinite().all()
+    trunk = [pair for pair in state.kv if pair is not None]
+    assert all(stored.isnan().all() for pair in trunk for stored in pair)
+
+
+@torch.inference_mode()
+def test_rejected_drafts_are_written_over() -> None:
+    """Each row: what was accepted of the last, then drafts that are right, wrong or not there."""
+    ids = token_ids(30)
+    hidden, following = MODEL(ids[:-1]), ids[1:]
+    wanted = MODEL.mtp_hidden(hidden, following)
+    cache = tuple(torch.full((9, 4, 2, 16), float("nan")) for _ in range(2))
+    at = 0
+    for certain, wrong in ((5, 3), (1, 4), (2, 0), (1, 1), (9, 4), (1, 0), (10, 2)):
+        part = slice(at, at + certain)
+        noise = torch.randn(wrong, 48, generator=torch.Generator().manual_seed(at))
+        packing = Packing.cached([certain + wrong], [at + 1], [[*range(8, -1, -1)]], [0], 4, first=1)
+        states, tokens = torch.cat((hidden[part], noise)), torch.cat((following[part], token_ids(wrong)))
+        found = MODEL.mtp_hidden(states, tokens, packing, (cache[0], cache[1]))
+        assert distance(found[:certain], wanted[part]) < 1e-5
+        at += certain
+    assert at == 29
 
 
 @torch.inference_mode()

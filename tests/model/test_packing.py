@@ -48,3 +48,41 @@ def test_no_two_tokens_share_a_cell(sequences: list[tuple[int, int]], page_size:
     ]
     assert [divmod(cell, page_size) for cell in packing.cells.tolist()] == wanted
     assert len(set(wanted)) == len(wanted)
+
+
+def test_positions_leave_out_the_first_cells() -> None:
+    packing = Packing.cached([3, 1], [1, 4], [[7, 5], [2, 9]], [6, 0], page_size=4, first=1)
+    assert packing.positions.tolist() == [0, 1, 2, 3]
+    assert packing.cells is not None
+    assert packing.cells.tolist() == [7 * 4 + 1, 7 * 4 + 2, 7 * 4 + 3, 9 * 4 + 0]
+    assert packing.first == 1
+
+
+def test_a_token_is_stretched_where_its_sequence_is() -> None:
+    row = ([3, 1, 2], [0] * 3, [[0], [1], [2]], [0, 1, 2], 4)
+    packing = Packing.cached(*row, stretched=[False, True, False])
+    assert packing.stretched is not None
+    assert packing.stretched.tolist() == [False] * 3 + [True] + [False] * 2
+    assert Packing.cached(*row).stretched is None
+
+
+def test_accepted_drafts_come_before_the_tokens_that_they_precede() -> None:
+    packing = Packing.cached(
+        [3, 2, 1], [9, 9, 9], [[0], [1], [2]], [5, 3, 8], 16, drafts=[2, 0, 0], replays=[1, 2, 0]
+    )
+    window = packing.window
+    assert window is not None
+    assert window.lengths == (4, 4, 1)
+    assert [x.tolist() for x in window.replayed] == [[5, 3, 3], [0, 0, 1]]
+    own, replayed = [0, 1, 2, 3, 4, 5], ["5:0", "3:0", "3:1"]
+    row = [[*own, *replayed][i] for i in window.index.tolist()]
+    assert row == ["5:0", 0, 1, 2, "3:0", "3:1", 3, 4, 5]
+    assert [row[i] for i in window.own.tolist()] == own
+    (slots, places), rows = window.drafted
+    assert (slots.tolist(), places.tolist(), rows.tolist()) == ([5, 5], [0, 1], [1, 2])
+
+
+def test_without_drafts_there_is_no_window() -> None:
+    assert Packing.of([2, 3]).window is None
+    plain = Packing.cached([1, 1], [4, 4], [[0], [1]], [0, 1], 8)
+    assert plain.window is None and plain.drafts == plain.replays == (0, 0) and plain.saves == ()

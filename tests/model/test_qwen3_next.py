@@ -143,9 +143,8 @@ def cached(
     state = State.allocate(
         model.config, pages=sum(pages_each) + 2, page_size=PAGE, slots=len(rows) + 1, dtype=torch.float32
     )
-    for tensor in (*(t for kv in state.kv if kv for t in kv), *state.delta, *state.conv):
-        if tensor is not None:
-            tensor.fill_(float("nan"))
+    for tensor in (state.pages, *state.slotted):
+        tensor.fill_(float("nan"))
     for slot in slots:
         state.clear(slot)
     done, outs = [0] * len(rows), [[] for _ in rows]  # type: list[int], list[list[Tensor]]

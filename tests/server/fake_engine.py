@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from qnext.engine.request import Output, Request, TokenLogprob
+from qnext.engine.stats import Counters, Stats
 from qnext.engine.stream import Stream
 from qnext.text.tokenizer import Tokenizer
 
@@ -28,6 +29,11 @@ class FakeEngine:
         self.delay = 0.0
         self.refusal: Exception | None = None
         self.say("Hello there, friend.")
+
+    def stats(self) -> Stats:
+        """As many requests as were asked have ended, by themselves."""
+        counters = Counters(stopped=len(self.requests))
+        return Stats(counters, 0, 0, pages=8, pages_used=0, pages_kept=0, slots=4, slots_used=0, evictions=0)
 
     def say(self, *texts: str, pieces: int = 1, cached: int = 0, end: bool = True) -> None:
         """Answer with a text (which may hold tags), `pieces` tokens at a time; several texts answer by

@@ -11,6 +11,7 @@ from qnext.server.errors import (
     invalid,
     native_body,
     no_model,
+    timed_out,
     too_long,
 )
 
@@ -21,6 +22,7 @@ TABLE = [
     (too_long(9, 5, 6), 400, "InvalidParameter", "invalid_parameter_error", "invalid_request_error"),
     (ApiError("too_large", "x"), 413, "BadRequest.TooLarge", "request_too_large", "invalid_request_error"),
     (internal(), 500, "InternalError", "internal_error", "internal_error"),
+    (timed_out(), 408, "RequestTimeOut", "RequestTimeOut", "RequestTimeOut"),
     (at_capacity("x"), 503, "ModelServingError", "model_serving_error", "model_serving_error"),
     (ApiError("url", "x"), 404, "InvalidURL", "not_found", "invalid_request_error"),
 ]

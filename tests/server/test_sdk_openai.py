@@ -192,8 +192,11 @@ def test_partial_mode(client: OpenAI, live: Live) -> None:
         ({"temperature": 2}, "Temperature should be in [0.0, 2.0)"),
         ({"n": 5}, "Range of n should be [1, 4]"),
         ({"messages": []}, "[] is too short - 'messages'"),
-        ({"tools": WEATHER, "tool_choice": "required"}, "not yet supported"),
-        ({"response_format": {"type": "json_object"}}, "not yet supported"),
+        ({"tool_choice": "required"}, 'tool_choice is "required", but no tools are given'),
+        (
+            {"response_format": {"type": "json_object"}},
+            "'messages' must contain the word 'json' in some form",
+        ),
         ({"model": "tiny-base"}, "no chat template"),
         ({"model": "tiny-thinking", "extra_body": {"enable_thinking": False}}, "restricted to True"),
     ],

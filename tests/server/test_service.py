@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qnext.engine.request import MAX_SEED, SamplingParams
+from qnext.engine.request import MAX_SEED, Output, SamplingParams
 from qnext.server.errors import ApiError
 from qnext.server.exchange import Answer, ChatEvent, ChatRequest, Conversation
 from qnext.server.service import Served, Service
 from qnext.server.settings import Settings
 from qnext.text.chat import Chat
+from qnext.text.grammar import ANY_OBJECT, GrammarSpec, TextForm
 from qnext.text.messages import Message
 
 from .conftest import CONTEXT
@@ -114,10 +115,15 @@ def test_what_the_engine_is_asked(
     ask(service, sampling={"stop": ("x",), "stop_token_ids": (9,), "n": 2, "max_tokens": 7})
     first, _second = engines["instruct"].requests
     assert (first.sampling.stop, first.sampling.n, first.sampling.stop_token_ids) == ((), 1, (9,))
-    assert first.sampling.max_tokens == 7 and first.sampling.max_total_tokens == CONTEXT - len(first.prompt)
+    assert first.sampling.max_tokens == 7 and first.sampling.max_total_tokens is None
     assert first.eos == chats["instruct"].eos_token_ids and first.reasoning is None
-    ask(service, "tiny-thinking")
+    assert len(first.boundaries) == 2 and first.boundaries[-1] == len(first.prompt)
+    assert (first.cache_salt, first.priority, first.deadline, first.grammar) == ("", 0, None, None)
+    spec = GrammarSpec(TextForm("schema", ANY_OBJECT, "response_format"))
+    ask(service, "tiny-thinking", salt="7", priority=-3, grammar=spec, sampling={"max_total_tokens": 5000})
     (third,) = engines["thinking"].requests
+    assert (third.cache_salt, third.priority) == ("7", -3) and third.grammar is not None
+    assert third.sampling.max_total_tokens == CONTEXT - len(third.prompt)
     assert third.reasoning is not None and third.reasoning.close.count(third.reasoning.end) == 1
 
 
@@ -145,6 +151,15 @@ def test_recommended_length_and_context_cap(chats: dict[str, Chat]) -> None:
     with pytest.raises(ApiError, match="does not exist"):
         service.find("gone")
     assert [name for name, _ in service.names()] == ["mine", "other"]
+
+
+def test_a_missed_deadline_is_told(chats: dict[str, Chat]) -> None:
+    engine = FakeEngine(chats["base"].tokenizer)
+    engine.script = lambda request: [Output(finish_reason="error", error="too late", timed_out=True)]
+    served = Served("mine", engine, chats["base"], CONTEXT, 0)
+    with pytest.raises(ApiError, match="Request timed out, please try again later") as caught:
+        ask(Service({"mine": served}, Settings(request_timeout=2.5)), "mine", prompts=("x",))
+    assert caught.value.kind == "timeout" and engine.requests[0].deadline == 2.5
 
 
 def test_closing_the_events_aborts_every_answer(service: Service, engines: dict[str, FakeEngine]) -> None:

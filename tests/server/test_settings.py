@@ -24,6 +24,7 @@ def test_the_environment_decides() -> None:
             "QNEXT_ALIASES": "mine=tiny-base, gpt-4o = tiny-instruct",
             "QNEXT_PRESENCE_PENALTY": "1.5",
             "QNEXT_MAX_CONTEXT": "4096",
+            "QNEXT_REQUEST_TIMEOUT": "300",
             "QNEXT_THINKING_NON_STREAM": "reject",
         }
     )
@@ -32,6 +33,7 @@ def test_the_environment_decides() -> None:
     assert settings.aliases["gpt-4o"] == "tiny-instruct" and settings.aliases["mine"] == "tiny-base"
     assert "qwen3-next-80b-a3b-base" in settings.aliases
     assert (settings.presence_penalty, settings.thinking_non_stream) == (1.5, "reject")
+    assert settings.request_timeout == 300 and Settings().request_timeout is None
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,7 @@ def test_the_environment_decides() -> None:
         ("QNEXT_MAX_BODY_BYTES", "1e6"),
         ("QNEXT_KEEP_ALIVE", "0"),
         ("QNEXT_KEEP_ALIVE", "inf"),
+        ("QNEXT_REQUEST_TIMEOUT", "0"),
         ("QNEXT_THINKING_NON_STREAM", "maybe"),
     ],
 )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from qnext.server import dashscope, openai, openai_completions
 from qnext.server.errors import ApiError, compat_body, native_body
 from qnext.server.exchange import ChatRequest, Rules
+from qnext.text.grammar import ANY_OBJECT, CallForm, GrammarSpec, TextForm
 
 INSTRUCT = Rules(
     thinking=False,
@@ -70,6 +71,14 @@ REFUSED = [
     ({"logprobs": 1}, "'logprobs' must be Boolean"),
     ({"tool_choice": "always"}, 'tool_choice is one of the strings that should be ["none", "auto"]'),
     ({"tool_choice": 3}, 'tool_choice is one of the strings that should be ["none", "auto"]'),
+    ({"tool_choice": "required"}, 'tool_choice is "required", but no tools are given'),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "tool_choice names 'g', but no tool of that name is given",
+    ),
+    ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex must be a regular expression"),
+    ({"priority": 0.5}, "'priority' must be Integer"),
+    ({"priority": 2**40}, "Range of priority should be [-2147483648, 2147483648]"),
     ({"enable_thinking": "yes"}, "'enable_thinking' must be Boolean"),
     (
         {"response_format": "json"},
@@ -98,19 +107,29 @@ def test_refused_in_both_dialects_in_the_same_words(params: dict[str, Any], mess
         assert compat_body(error, "r")["error"]["code"] == "invalid_parameter_error"
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        {"tool_choice": "required"},
-        {"tool_choice": {"type": "function"}},
-        {"response_format": {"type": "json_schema"}},
-    ],
-)
-def test_not_yet_supported(params: dict[str, Any]) -> None:
+def test_the_form_of_the_answer() -> None:
+    json_object = {"response_format": {"type": "json_object"}}
+    words = "'messages' must contain the word 'json' in some form, to use 'response_format' of type "
+    words += "'json_object'."
     for parse in (native, compat):
-        with pytest.raises(ApiError, match="not yet supported") as caught:
-            parse(params)
-        assert caught.value.param in params
+        with pytest.raises(ApiError) as caught:
+            parse(json_object)
+        assert (caught.value.message, caught.value.param) == (words, "messages")
+        asked = parse({"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": True})
+        assert asked.grammar == GrammarSpec(
+            calls=(CallForm("f", ANY_OBJECT, "tools[0].function.parameters"),), many=True
+        )
+        assert parse({}).grammar is None
+    body = {"model": "m", "messages": [{"role": "user", "content": "JSON!"}], **json_object}
+    asked = openai.parse(body, INSTRUCT, request_id="r", created=1)[0]
+    assert asked.grammar == GrammarSpec(TextForm("schema", ANY_OBJECT, "response_format"))
+    body = {"model": "m", "prompt": "x", **json_object}
+    assert openai_completions.parse(body, BASE, request_id="r", created=1)[0].grammar == asked.grammar
+
+
+def test_priority() -> None:
+    for parse in (native, compat):
+        assert [parse({"priority": p}).priority for p in (None, 0, -5, 7)] == [0, 0, -5, 7]
 
 
 def test_thinking_rules() -> None:
@@ -222,6 +241,7 @@ JSON = st.recursive(
     max_leaves=6,
 )
 NAMES = [*ALL, "messages", "tools", "tool_choice", "response_format", "enable_thinking", "thinking_budget"]
+NAMES += ["structured_outputs", "priority"]
 NAMES += [
     "result_format",
     "incremental_output",

@@ -134,6 +134,7 @@ def test_enable_thinking_reaches_hybrid_templates(checkpoint: Callable[[str], Pa
 
 
 def test_partial(chats: dict[str, Chat]) -> None:
+    assert chats["instruct"].encode([{"role": "user", "content": "x"}]).begun == ""
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hel", "partial": True},
@@ -144,6 +145,23 @@ def test_partial(chats: dict[str, Chat]) -> None:
         chats["thinking"].encode(messages)
     with pytest.raises(ValueError, match="only the last"):
         chats["instruct"].encode(messages[::-1])
+
+
+def test_boundaries_are_where_contents_begin(chats: dict[str, Chat]) -> None:
+    for variant in ("instruct", "thinking"):
+        chat = chats[variant]
+        for messages in CONVERSATIONS:
+            prompt = chat.encode(messages, TOOLS)
+            assert prompt.boundaries == tuple(sorted(set(prompt.boundaries)))
+            heads = [chat.tokenizer.decode(prompt.ids[:n], skip_control=False) for n in prompt.boundaries]
+            whole = chat.tokenizer.decode(prompt.ids, skip_control=False)
+            assert len(heads) == whole.count("<|im_start|>") - whole.count("<|im_start|>user\n\n")
+            for head in heads:
+                last = head.rpartition("<|im_start|>")[2]
+                assert last in ("system\n", "user\n", "assistant\n")
+            tail = whole[len(heads[-1]) :]
+            assert tail == ("<think>\n" if variant == "thinking" else "")
+    assert chats["base"].encode_text("<|im_start|>user\n").boundaries == ()
 
 
 def test_tool_choice_none_leaves_the_tools_out(chats: dict[str, Chat]) -> None:

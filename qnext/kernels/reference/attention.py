@@ -15,21 +15,23 @@ def attention(
     """See `Ops.attention`. Earlier keys and values are gathered from their pages; nothing is padded."""
     if cache is not None:
         for stored, fresh in zip(cache, (k_TGD, v_TGD), strict=True):
-            stored.view(-1, *stored.shape[2:])[row.cells] = fresh.to(stored.dtype)
+            assert row.cells is not None
+            size = stored.shape[1]
+            stored[row.cells // size, row.cells % size] = fresh.to(stored.dtype)
     parts = []
     for n, (start, length, context) in enumerate(zip(row.starts, row.lengths, row.contexts, strict=True)):
         q, k, v = (x[start : start + length] for x in (q_TQD, k_TGD, v_TGD))
         if cache is not None and context:
             k, v = (_gather(stored, row, n, context + length).to(q.dtype) for stored in cache)
-        parts.append(_attend(q, k, v, context, scale))
+        parts.append(_attend(q, k, v, len(k) - length, scale))
     return torch.cat(parts)
 
 
 def _gather(stored_PBGD: Tensor, row: Row, n: int, count: int) -> Tensor:
-    """The first `count` cached rows of sequence n -> [count, G, D]."""
+    """The rows of sequence n up to `count`, without the empty first ones -> [count - first, G, D]."""
     assert row.pages is not None
     pages = row.pages[n, : -(-count // stored_PBGD.shape[1])]
-    return stored_PBGD[pages].flatten(0, 1)[:count]
+    return stored_PBGD[pages].flatten(0, 1)[row.first : count]
 
 
 def _attend(q_LQD: Tensor, k_MGD: Tensor, v_MGD: Tensor, context: int, scale: float) -> Tensor:

@@ -1,0 +1,90 @@
+"""Whether guessing ahead ever costs: tokens a second with 0 to 3 guesses, and with as many as pays.
+
+    python benchmarks/speculation.py [MODEL] [rounds]
+
+Every engine answers the same prompts at the same time; rounds are interleaved, so that a busy machine hits all
+alike. Prints one JSON line a batch size: medians of the rounds, and what `adaptive` reaches of the best fixed
+number, round by round.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from statistics import median
+
+from qnext import LLM, EngineConfig, SamplingParams
+from qnext.engine.request import Request
+
+BATCHES = (1, 2, 4, 8, 16)
+KINDS = {"0": (0, True), "1": (1, True), "2": (2, True), "3": (3, True), "adaptive": (3, False)}
+QUESTIONS = (
+    "Tell me a story about a cat.",
+    "What is the capital of France?",
+    "Write a short story about the sea.",
+    "Hello, who are you?",
+)
+LENGTH = 160
+
+
+def requests(llm: LLM, batch: int) -> list[Request]:
+    chat = llm.chat_format
+    found = []
+    for i in range(batch):
+        prompt = chat.encode([{"role": "user", "content": f"{QUESTIONS[i % 4]} {i}"}])
+        sampling = SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True)
+        found.append(Request(prompt.ids, sampling, chat.eos_token_ids))
+    return found
+
+
+def speed(llm: LLM, batch: int) -> tuple[float, float]:
+    """Tokens a second from the first token on, and the share of guesses that were right."""
+    streams = [llm.engine.submit(request) for request in requests(llm, batch)]
+    ends = [list(stream)[-1].facts for stream in streams]
+    facts = [each for each in ends if each is not None]
+    drafted = sum(each.drafted_tokens for each in facts)
+    right = sum(each.accepted_tokens for each in facts) / max(1, drafted)
+    return batch * LENGTH / max(each.decode_seconds for each in facts), right
+
+
+def main() -> None:
+    model = sys.argv[1] if len(sys.argv) > 1 else "tiny-instruct"
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 7
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
+    engines = {
+        name: LLM(model, engine=EngineConfig(draft_tokens=count, fixed_drafts=fixed, cache_bytes=1 << 28))
+        for name, (count, fixed) in KINDS.items()
+    }
+    for batch in BATCHES:
+        seen: dict[str, list[tuple[float, float]]] = {name: [] for name in KINDS}
+        for _ in range(rounds + 1):
+            for name, llm in engines.items():
+                seen[name].append(speed(llm, batch))
+                time.sleep(0.05)
+        found = {name: [rate for rate, _ in each[1:]] for name, each in seen.items()}  # the first warms up
+        middle = {name: median(rates) for name, rates in found.items()}
+        best = max((name for name in KINDS if name != "adaptive"), key=lambda name: middle[name])
+        line = {
+            "benchmark": "speculation",
+            "device": platform.processor() or platform.machine(),
+            "commit": commit,
+            "model": model,
+            "batch": batch,
+            **{f"tokens_per_second_{name}": round(value, 1) for name, value in middle.items()},
+            "accepted": {name: round(median(right for _, right in each), 2) for name, each in seen.items()},
+            "best_fixed": best,
+            "adaptive_over_best": round(
+                median(a / b for a, b in zip(found["adaptive"], found[best], strict=True)), 3
+            ),
+        }
+        print(json.dumps(line), flush=True)
+    for llm in engines.values():
+        llm.close()
+
+
+if __name__ == "__main__":
+    main()

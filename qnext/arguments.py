@@ -1,0 +1,70 @@
+"""The arguments of the command line: what each verb takes.
+
+Read by `cli`. Invariant: nothing here does anything, so that `qnext --help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .version import VERSION
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs; `verb` names the one that was asked for."""
+    top = argparse.ArgumentParser("qnext", description="Qwen3-Next on your own machine.")
+    top.add_argument("--version", action="version", version=f"qnext {VERSION}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    verb = verbs.add_parser("serve", help="answer the OpenAI and DashScope protocols over HTTP")
+    verb.add_argument(
+        "models", nargs="*", metavar="MODEL", help="checkpoint directories (default: all embedded)"
+    )
+    verb.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    verb.add_argument("--port", type=int, help="port to listen on (default 8000)")
+    _add_engine(verb)
+
+    verb = verbs.add_parser("chat", help="hold a conversation in the terminal")
+    verb.add_argument(
+        "model", nargs="?", default="tiny-instruct", help="embedded name or checkpoint directory"
+    )
+    verb.add_argument("--system", help="a system prompt")
+    verb.add_argument("--temperature", type=float, help="0 for the likeliest answer")
+    verb.add_argument("--max-tokens", type=int, default=512, help="longest answer (default 512)")
+    verb.add_argument("--seed", type=int, help="for the same answers again")
+    _add_engine(verb)
+
+    verb = verbs.add_parser("train", help="train a recipe")
+    verb.add_argument("recipe", help="a TOML file")
+    verb.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that differ from the recipe's"
+    )
+
+    verb = verbs.add_parser("convert", help="rewrite a checkpoint in the published layout")
+    verb.add_argument("source", help="checkpoint directory (bf16, fp16, fp32 or block-FP8)")
+    verb.add_argument("target", help="directory to make")
+    verb.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the source's own")
+
+    verb = verbs.add_parser("info", help="what a checkpoint is and what it needs")
+    verb.add_argument(
+        "model", nargs="?", default="tiny-instruct", help="embedded name, directory or config.json"
+    )
+
+    verb = verbs.add_parser("keys", help="API keys of the server")
+    verb.add_argument("action", choices=("create", "list", "revoke"))
+    verb.add_argument("key", nargs="?", help="create: a name for it; revoke: its number")
+    return top
+
+
+def _add_engine(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--device", default="cpu", help="cpu or cuda")
+    verb.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="default: the checkpoint's own"
+    )
+    verb.add_argument("--cache-gib", type=float, help="memory for caches in GiB, per model (default 4)")
+    verb.add_argument("--max-sequences", type=int, help="answers computed at once (default 32)")
+    verb.add_argument("--max-length", type=int, help="most tokens of prompt and answer together")
+    verb.add_argument("--draft-tokens", type=int, help="most tokens guessed ahead, 0 for none (default 3)")
+    verb.add_argument("--disk-cache", type=Path, metavar="DIR", help="keep computed prompts here too")
+    verb.add_argument("--batch-invariant", action="store_true", help="the same bits whatever runs beside")

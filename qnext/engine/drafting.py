@@ -1,0 +1,73 @@
+"""Guesses at what comes next, for the model to judge: by its MTP head, or from the text itself.
+
+Called by `engine` between steps. Invariant: a guess is never told to anybody before the model has accepted
+it, and guesses cannot change what the model then says, only how soon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Row
+from contextlib import ExitStack
+
+import numpy as np
+from torch import Tensor
+
+from .ahead import Ahead
+from .runner import Runner
+from .sampler import Row as Scores
+from .sampler import sample
+from .sequence import Sequence
+
+LONGEST, SHORTEST = 4, 2  # tokens at the end of a text that are looked for earlier in it
+
+
+class MTPDrafter:
+    """Guesses by the MTP head, each from its own last guess, drawn by the same dice as the answer."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+
+    def draft(self, sequences: list[Sequence], count: int, hidden: Tensor) -> None:
+        """Leave `count` guesses in each sequence, which must end in a token that is not computed yet.
+        `hidden` [N, H] is what the head gave for that token."""
+        drafts: list[list[int]] = [[] for _ in sequences]
+        with ExitStack() as stack:
+            looks = [stack.enter_context(Ahead(each)) for each in sequences]
+            for j in range(count):
+                allowed = [look.allowed() for look in looks]
+                rows = [
+                    Scores(each, tuple(found), may)
+                    for each, found, may in zip(sequences, drafts, allowed, strict=True)
+                ]
+                tokens = sample(self._runner.scores(hidden), rows)
+                for found, look, token, may in zip(drafts, looks, tokens, allowed, strict=True):
+                    found.append(token)
+                    look.take(token, may)
+                if j + 1 < count:
+                    hidden = self._runner.look_further(sequences, tokens, hidden, j + 1)
+        for each, found in zip(sequences, drafts, strict=True):
+            each.drafts = found
+
+
+class LookupDrafter:
+    """Guesses that the text goes on as it did where its last tokens stood before (Saxena 2023)."""
+
+    def draft(self, sequences: list[Sequence], count: int) -> None:
+        """Leave up to `count` guesses in each sequence."""
+        for each in sequences:
+            each.drafts = lookup(each.tokens, count)
+
+
+def lookup(tokens: Row[int], count: int) -> list[int]:
+    """What followed the latest earlier place of the longest ending of `tokens` that has one."""
+    text = np.asarray(tokens, dtype=np.int32).tobytes()
+    for length in range(LONGEST, SHORTEST - 1, -1):
+        ending, end = text[-4 * length :], len(text) - 4
+        if len(text) < 4 * (length + 1):
+            continue
+        while (place := text.rfind(ending, 0, end)) > 0 and place % 4:
+            end = place + len(ending) - 1
+        if place >= 0 and place % 4 == 0:
+            after = place // 4 + length
+            return list(tokens[after : after + count])
+    return []

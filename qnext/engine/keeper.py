@@ -1,0 +1,76 @@
+"""The keeper: carries states into the prefix cache while sequences run and when they end.
+
+Called by `steps` after each forward. Invariant: what is kept is sound, accepted and complete: the MTP head
+has seen all but the last of its tokens.
+"""
+
+from __future__ import annotations
+
+from .cache import PrefixCache
+from .plan import Piece
+from .pool import Pool
+from .runner import Runner
+from .second_tier import SecondTier
+from .sequence import Sequence
+
+
+class Keeper:
+    """A state is kept at a sequence's marks, every `stride` tokens, and at its end."""
+
+    def __init__(
+        self, runner: Runner, cache: PrefixCache | None, tier: SecondTier | None, spare: Pool, stride: int
+    ) -> None:
+        self._runner, self._cache, self._tier = runner, cache, tier
+        self._spare, self._stride = spare, stride
+
+    def is_due(self, piece: Piece, *, ended: bool) -> bool:
+        """Whether states of this piece, which has just been computed, are to be kept."""
+        sequence = piece.sequence
+        if self._cache is None or sequence.tainted:
+            return False
+        ends = ended or sequence.computed in sequence.marks
+        far = sequence.computed - sequence.kept >= self._stride
+        return bool(piece.saves) or ((ends or far) and sequence.computed > sequence.kept)
+
+    def keep(self, piece: Piece, *, ended: bool) -> None:
+        """Keep what is due, and free the spare slots."""
+        sequence = piece.sequence
+        due = self.is_due(piece, ended=ended)
+        for mark, slot in piece.saves:
+            if due:
+                self._insert(sequence, mark, slot, 0)
+            self._spare.give([slot])
+        ends = ended or sequence.computed in sequence.marks
+        if due and (ends or sequence.computed - sequence.kept >= self._stride):
+            self._keep_end(sequence)
+        sequence.marks = [mark for mark in sequence.marks if mark > sequence.computed]
+
+    def keep_whole(self, sequence: Sequence) -> None:
+        """Keep a running sequence as it stands between two steps."""
+        whole = sequence.computed > sequence.kept and not sequence.tainted and not sequence.suspect
+        if self._cache is not None and whole:
+            if sequence.unread and sequence.computed < len(sequence.tokens):
+                self._runner.absorb([sequence])
+            self._keep_end(sequence)
+
+    def _keep_end(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        if sequence.last is not None:
+            self._runner.remember(sequence.slot, sequence.last)
+        self._insert(sequence, sequence.computed, sequence.slot, sequence.replays)
+
+    def _insert(self, sequence: Sequence, length: int, slot: int, replays: int) -> None:
+        assert self._cache is not None and sequence.cursor is not None
+        made = self._cache.insert(
+            sequence.cursor, sequence.root, sequence.tokens, length, sequence.pages, replays
+        )
+        sequence.kept = max(sequence.kept, length)
+        if made is not None:
+            assert made.state is not None
+            try:
+                self._runner.store(slot, made.state)
+            except Exception:
+                self._cache.remove(made)  # it holds nothing
+                raise
+            if self._tier is not None:
+                self._tier.write(made, slot, sequence.pages)

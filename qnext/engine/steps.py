@@ -1,0 +1,291 @@
+"""Steps: plan, one forward, choose, take in, keep, guess; what the engine's thread does over and over.
+
+Called by `engine`. Invariants: only tokens that were accepted, and states of sound ones, are ever kept; a
+step that fails takes down no more than the request that made it fail.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+
+from qnext.model.qwen3_next import Qwen3Next
+
+from .ahead import rows_after
+from .cache import PrefixCache
+from .config import SPARE_SLOTS, EngineConfig
+from .drafting import LookupDrafter, MTPDrafter
+from .keeper import Keeper
+from .pace import Pace
+from .pages import Pages
+from .plan import Fetch, Move, Piece, Plan
+from .pool import Pool
+from .request import FinishReason, Output, TokenLogprob
+from .runner import Runner, Step
+from .sampler import Row, logprobs, sample
+from .scheduler import Scheduler
+from .second_tier import SecondTier
+from .sequence import Sequence
+from .stats import Counters, Stats
+from .stream import Stream
+
+log = logging.getLogger(__name__)
+
+Told = list[tuple[Stream, Output]]
+Choice = tuple[int, TokenLogprob | None, bool]  # a token, its log-probability, whether scores were sound
+UNREAD = 64  # hidden states that wait for the MTP head while nothing is guessed
+ATTEMPTS = 3  # failed steps that a request may have been part of
+
+
+class Steps:
+    """The scheduler with its pages and slots, the runner with its memory, and what goes between them."""
+
+    def __init__(self, model: Qwen3Next, config: EngineConfig, checkpoint: str) -> None:
+        mtp = config.drafts > 0 and model.mtp is not None
+        count = config.page_count(model.config, model.embed_tokens.weight.element_size(), mtp=mtp)
+        self.config, self.pages = config, Pages(count)
+        self.slots = Pool(config.max_sequences)
+        self.spare = Pool(SPARE_SLOTS if config.keeps_prefixes else 0, config.max_sequences)
+        self.runner = Runner(model, count, config.page_size, config.slots, config.drafts)
+        self.cache: PrefixCache | None = None
+        self.tier: SecondTier | None = None
+        if config.keeps_prefixes:
+            state_pages = -(-self.runner.state_bytes // max(1, self.runner.memory.shape[1]))
+            self.cache = PrefixCache(self.pages, config.page_size, state_pages)
+            self.tier = SecondTier.of(config, self.runner, self.cache, checkpoint)
+        lookahead = config.drafts if mtp else 0
+        self.scheduler = Scheduler(self.pages, self.slots, self.spare, self.cache, config, lookahead)
+        self._keeper = Keeper(self.runner, self.cache, self.tier, self.spare, config.checkpoint_stride)
+        self._mtp = MTPDrafter(self.runner) if mtp else None
+        self._lookup = LookupDrafter()
+        self._pace = Pace(config.drafts, fixed=config.fixed_drafts)
+        self._count = Counters()
+
+    def step(self) -> Told:
+        """One step -> what each reader is told."""
+        plan = self.scheduler.plan()
+        told: Told = []
+        if plan.pieces:
+            begun = time.perf_counter()
+            try:
+                self._carry_out(plan, told)
+            except Exception as error:
+                self._recover(plan, told, error)
+            self._count.steps += 1
+            self._count.step_seconds += time.perf_counter() - begun
+        return told
+
+    def end(
+        self, sequence: Sequence, reason: FinishReason, error: str | None = None, *, timed_out: bool = False
+    ) -> tuple[Stream, Output]:
+        """End a request from outside a step; what it has computed is kept."""
+        if reason == "abort" and sequence.slot is not None:
+            try:
+                self._keeper.keep_whole(sequence)
+            except Exception:
+                log.exception("what an aborted request has computed could not be kept")
+        return self._finish(sequence, Output(finish_reason=reason, error=error, timed_out=timed_out))
+
+    def stats(self) -> Stats:
+        """See `Stats`."""
+        used = self.pages.size - self.pages.free - self.pages.idle
+        return Stats(
+            replace(self._count),
+            len(self.scheduler.running),
+            len(self.scheduler.waiting),
+            self.pages.size,
+            used,
+            self.pages.kept,
+            self.slots.size,
+            self.slots.size - self.slots.free,
+            self.cache.evictions if self.cache else 0,
+        )
+
+    def close(self) -> None:
+        if self.tier is not None:
+            self.tier.close()
+
+    def _carry_out(self, plan: Plan, told: Told) -> None:
+        begun = time.perf_counter()
+        lost = {move.sequence for move in plan.moves if not self._move(move) and isinstance(move, Fetch)}
+        pieces = [piece for piece in plan.pieces if piece.sequence not in lost]
+        self.spare.give([slot for each in plan.pieces if each.sequence in lost for _, slot in each.saves])
+        if not pieces:
+            return
+        if self._mtp is not None:
+            for piece in pieces:
+                self.runner.recall(piece.sequence)
+        step = self.runner.run(pieces)
+        chosen = self._choose(pieces, step)
+        if all(piece.length == 1 for piece in pieces):
+            asked = {piece.sequence.asked for piece in pieces}
+            if len(asked) == 1:
+                self._pace.worked(len(pieces), asked.pop(), time.perf_counter() - begun)
+        ended: dict[Stream, tuple[Sequence, Output]] = {}
+        for piece, start, choices in zip(pieces, step.starts, chosen, strict=True):
+            try:
+                output = self._take_in(piece, step, start, choices)
+            except Exception as error:  # its own matter: the grammar's, say
+                log.exception("a request failed")
+                piece.sequence.tainted = True
+                output = _failure(error)
+            if output is not None and output.finish_reason is not None:
+                ended[piece.sequence.stream] = piece.sequence, output
+            elif output is not None:
+                told.append((piece.sequence.stream, output))
+        try:
+            self._look_ahead(pieces, {stream: sequence for stream, (sequence, _) in ended.items()})
+        finally:
+            told += [self._finish(sequence, output) for sequence, output in ended.values()]
+        if len(pieces) > 1:
+            for piece in pieces:
+                piece.sequence.failures = 0
+
+    def _move(self, move: Move) -> bool:
+        """Carry out a move; False if the second tier has lost what was to be fetched: all is to be
+        computed."""
+        if isinstance(move, Fetch):
+            sequence = move.sequence
+            assert self.tier is not None and sequence.slot is not None
+            found = self.tier.fetch(move)
+            if not found:
+                self.runner.state.clear(sequence.slot)
+                sequence.computed = sequence.kept = sequence.replays = sequence.cached = 0
+            return found
+        self.runner.move(move)
+        return True
+
+    def _choose(self, pieces: list[Piece], step: Step) -> list[list[Choice] | Exception]:
+        """What follows each whole piece, and each of its drafts; or what its grammar fails with."""
+        rows: list[Row] = []
+        where: list[int] = []
+        found: list[list[Choice] | Exception] = []
+        spans: list[slice] = []
+        for piece, start in zip(pieces, step.starts, strict=True):
+            own: list[Row] = []
+            found.append([])
+            if piece.length == piece.sequence.pending:
+                try:
+                    own = rows_after(piece)
+                except Exception as error:
+                    found[-1] = error
+            spans.append(slice(len(rows), len(rows) + len(own)))
+            rows += own
+            where += range(start + piece.length - 1, start + piece.length - 1 + len(own))
+        if not rows:
+            return found
+        scores = self.runner.scores(step.hidden[where])
+        # +inf and NaN poison a softmax; -inf merely forbids a token.
+        finite = scores.amax(-1).isfinite()
+        sound: list[bool] = finite.tolist()
+        if not all(sound):
+            scores = scores.masked_fill(~finite[:, None], 0.0)
+        tokens = sample(scores, rows)
+        choices = list(zip(tokens, logprobs(scores, tokens, rows), sound, strict=True))
+        return [old or choices[span] for old, span in zip(found, spans, strict=True)]
+
+    def _take_in(
+        self, piece: Piece, step: Step, start: int, choices: list[Choice] | Exception
+    ) -> Output | None:
+        """Commit a piece: its tokens, the drafts that the model would have chosen too, and its own choice."""
+        if isinstance(choices, Exception):
+            raise choices
+        sequence, told = piece.sequence, list[Output]()
+        fine = step.whole or all(step.sound[start : start + piece.length])
+        sequence.drafts = []
+        for j, (token, report, sound) in enumerate(choices):
+            fine = fine and sound
+            if not fine:
+                break
+            output = sequence.extend(token, report)
+            told.append(output)
+            agreed = j < len(piece.drafts) and token == piece.drafts[j] and len(output.token_ids) == 1
+            if not agreed or output.finish_reason is not None:
+                break
+        if not fine:
+            sequence.tainted = True
+            error = "the model gave scores that are not finite"
+            return Output.joined([*told, Output(finish_reason="error", error=error)])
+        self._advance(piece, step, start, max(0, len(told) - 1))
+        return Output.joined(told) if told else None
+
+    def _advance(self, piece: Piece, step: Step, start: int, right: int) -> None:
+        """Note what is computed now: the piece, and so many drafts that were right."""
+        sequence, count = piece.sequence, piece.length + right
+        sequence.computed += count
+        if sequence.computed >= sequence.suspect:
+            sequence.suspect = 0
+        sequence.replays = right
+        sequence.worked += piece.length + len(piece.drafts)
+        sequence.drafted += len(piece.drafts)
+        sequence.accepted += right
+        if sequence.asked:
+            self._pace.judged(sequence.asked, right)
+            sequence.asked = 0
+        if self._mtp is not None:
+            sequence.unread.append(step.hidden[start : start + count])
+        if sequence.request.routed_experts:
+            sequence.routed.append(step.experts[start : start + count])
+
+    def _look_ahead(self, pieces: list[Piece], ended: dict[Stream, Sequence]) -> None:
+        """Show the MTP head what it must know by now, keep states where they are wanted, and guess."""
+        alive = [piece for piece in pieces if piece.sequence.slot is not None]
+        going = [piece for piece in alive if piece.sequence.stream not in ended]
+        guessing = [p.sequence for p in going if p.sequence.pending == 1 and p.sequence.room > 1]
+        count = self._pace.choose(len(guessing)) if guessing else 0
+        begun = time.perf_counter()
+        if self._mtp is not None:
+            readers = guessing if count else []
+            readers = [
+                *readers,
+                *(p.sequence for p in alive if p.sequence not in readers and self._must_read(p, ended)),
+            ]
+            hidden = self.runner.absorb(readers) if readers else None
+        for piece in alive:
+            self._keeper.keep(piece, ended=piece.sequence.stream in ended)
+        if not count:
+            return
+        if self._mtp is None:
+            self._lookup.draft(guessing, count)
+        else:
+            assert hidden is not None
+            self._mtp.draft(guessing, count, hidden[: len(guessing)])
+        for each in guessing:
+            each.asked = count
+        if all(piece.length == 1 for piece in going) and len(going) == len(guessing) == len(alive):
+            self._pace.guessed(len(guessing), count, time.perf_counter() - begun)
+
+    def _must_read(self, piece: Piece, ended: dict[Stream, Sequence]) -> bool:
+        """Whether the MTP head has to see a sequence's hidden states now: before they are kept, and before
+        they are many."""
+        sequence = piece.sequence
+        due = self._keeper.is_due(piece, ended=sequence.stream in ended)
+        return bool(sequence.unread) and (due or piece.length > 1 or len(sequence.unread) >= UNREAD)
+
+    def _recover(self, plan: Plan, told: Told, error: Exception) -> None:
+        """A step has failed: whoever was alone in it ends, the others are computed anew, each alone until it
+        is as far again. What they have been told stays."""
+        log.exception("a step of %d requests failed", len(plan.pieces))
+        for piece in plan.pieces:
+            sequence = piece.sequence
+            self.spare.give([slot for _, slot in piece.saves if slot in self.spare.out])
+            if sequence.slot is None:  # it had ended in this very step
+                continue
+            sequence.failures += 1
+            if len(plan.pieces) == 1 or sequence.failures >= ATTEMPTS:
+                told.append(self._finish(sequence, _failure(error)))
+            else:
+                sequence.suspect = min(sequence.computed + piece.length, len(sequence.tokens))
+                self.scheduler.start_over(sequence)
+
+    def _finish(self, sequence: Sequence, output: Output) -> tuple[Stream, Output]:
+        """Free what the sequence holds -> what its reader is told."""
+        self.scheduler.release(sequence)
+        facts = sequence.facts()
+        self._count.ended(facts, output.finish_reason, len(sequence.request.prompt), sequence.generated)
+        return sequence.stream, replace(output, facts=facts, cached_tokens=facts.cached_tokens)
+
+
+def _failure(error: Exception) -> Output:
+    return Output(finish_reason="error", error=f"{type(error).__name__}: {error}")
