@@ -24,8 +24,18 @@ from qnext.text.events import ContentDelta, ToolCallDelta
 
 Messages = list[dict[str, Any]]
 GREEDY = SamplingParams(temperature=0, max_tokens=60)
-TOPICS = ("the sea", "a small town", "bread", "winter", "an old clock", "the harbour at night", "two brothers")
-SYSTEM = "You are a helpful assistant of a small library. " + "Answer shortly and kindly, in full sentences. " * 20
+TOPICS = (
+    "the sea",
+    "a small town",
+    "bread",
+    "winter",
+    "an old clock",
+    "the harbour at night",
+    "two brothers",
+)
+SYSTEM = (
+    "You are a helpful assistant of a small library. " + "Answer shortly and kindly, in full sentences. " * 20
+)
 TOOL = {
     "type": "function",
     "function": {

@@ -2,7 +2,7 @@
 
     python benchmarks/speculation.py [MODEL] [rounds]
 
-Every engine answers the same prompts at the same time; rounds are interleaved, so that a busy machine hits all
+Every engine answers the same prompts; rounds are interleaved, so that a busy machine hits all
 alike. Prints one JSON line a batch size: medians of the rounds, and what `adaptive` reaches of the best fixed
 number, round by round.
 """

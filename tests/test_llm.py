@@ -84,7 +84,7 @@ def test_leaving_a_stream_early_frees_its_places(instruct: LLM) -> None:
         break
     instruct.chat(QUESTION, GREEDY)
     assert instruct.engine.slots.free == instruct.engine.slots.size
-    assert instruct.engine.pages.free == instruct.engine.pages.size
+    assert instruct.engine.stats().pages_used == 0
 
 
 def test_what_cannot_be_is_refused_in_words(instruct: LLM) -> None:
@@ -105,7 +105,7 @@ def test_an_engine_failure_is_an_exception(instruct: LLM, monkeypatch: pytest.Mo
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(instruct.engine._runner, "run", fail)
+        patch.setattr(instruct.engine._steps.runner, "run", fail)
         with pytest.raises(GenerationError, match="out of memory"):
             instruct.chat(QUESTION, GREEDY)
     assert instruct.chat(QUESTION, GREEDY).text

@@ -15,12 +15,10 @@ from heapq import heapify, heappop, heappush
 
 from .pages import Pages
 
-STALE = 1024  # entries of the heap that have been superseded before it is tidied up
-
 Root = tuple[str, bool]  # the salt, and whether positions are stretched: keys and values differ
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Node:
     """One page of tokens after its parent's. `page` is None while only the second tier holds them.
     `live` counts what keeps the page: checkpoints in memory here, children with pages."""
@@ -34,7 +32,7 @@ class Node:
     checkpoints: dict[tuple[int, ...], Checkpoint] = field(default_factory=dict)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Checkpoint:
     """The state after `length` tokens: those of `node`'s path and `tail`, which lie in `tail_page`. `state`
     are the pages that hold it (None: in the second tier only, under `key`); `replays` of its last tokens
@@ -67,9 +65,9 @@ class PrefixCache:
         self.pages, self.page_size, self.state_pages = pages, page_size, state_pages
         self._roots: dict[Root, Node] = {}
         self._heap: list[tuple[float, int, Checkpoint]] = []
-        self._tidy = STALE  # how long the heap may grow
         self._clock = 0.0
         self._turn = 0
+        self._count = 0  # checkpoints in memory
         self.evictions = 0
 
     def cursor(self, root: Root) -> Cursor:
@@ -136,6 +134,7 @@ class PrefixCache:
             self.touch(checkpoint)
             return None
         checkpoint.state, checkpoint.replays = state, replays
+        self._count += 1
         self.pages.keep(state)
         self.pages.drop(state)
         if tail:
@@ -236,10 +235,9 @@ class PrefixCache:
         checkpoint.worth = self._clock + checkpoint.uses * cost / size
         self._turn += 1
         heappush(self._heap, (checkpoint.worth, self._turn, checkpoint))
-        if len(self._heap) > self._tidy:
+        if len(self._heap) > 4 * self._count + 64:  # most entries are of earlier worths
             self._heap = [entry for entry in self._heap if self._counts(entry)]
             heapify(self._heap)
-            self._tidy = 2 * len(self._heap) + STALE
 
     def _evict(self) -> bool:
         """Drop the checkpoint of least worth; False if there is none."""
@@ -265,6 +263,7 @@ class PrefixCache:
         """Give up the memory of a checkpoint, and of the pages that only led to it."""
         if checkpoint.state is None:
             return
+        self._count -= 1
         self.pages.forget(checkpoint.state)
         if checkpoint.tail_page is not None:
             self.pages.forget([checkpoint.tail_page])

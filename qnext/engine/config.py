@@ -9,6 +9,7 @@ from qnext.model.config import ModelConfig
 from qnext.model.state import StateSize
 
 SPARE_SLOTS = 4  # for states that are kept in the middle of a prompt
+STATES_EACH = 16  # kept states for each sequence that may run; beyond that memory is left to others
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,15 @@ class EngineConfig:
         return min(self.max_length or longest, longest)
 
     def page_count(self, model: ModelConfig, itemsize: int, *, mtp: bool = False) -> int:
-        """Pages that fit beside the state slots. Without a prefix cache, or where pages take no room, no more
-        than `max_sequences` longest requests can use."""
+        """Pages that fit beside the state slots, and no more than pay: as many as `max_sequences` longest
+        requests use, with a prefix cache twice that and some kept states for each."""
         size = StateSize.of(model, itemsize, self.drafts, mtp=mtp)
         left = self.cache_bytes - self.slots * size.slot
         useful = self.max_sequences * -(-(self.length_limit(model) + self.drafts) // self.page_size)
-        pages = left // max(1, size.kv_token * self.page_size)
-        if not self.keeps_prefixes or not size.kv_token:
-            pages = min(pages, useful)
+        page = size.kv_token * self.page_size
+        if self.keeps_prefixes and page:
+            useful = 2 * useful + self.max_sequences * STATES_EACH * -(-size.slot // page)
+        pages = min(useful, left // max(1, page))
         if pages < 1:
             raise ValueError(
                 f"cache_bytes is {self.cache_bytes}: {self.slots} sequences of state alone take "

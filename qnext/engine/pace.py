@@ -12,12 +12,13 @@ from operator import mul
 
 SMOOTHING = 0.1  # weight of the newest measurement
 PROBE = 100  # steps between two looks at another number of guesses
+MOST = 1.25  # of the mean; a measurement counts as no more
 TRIALS = 2  # measurements before a cost is believed
 
 
 class Mean:
-    """A running mean that leans to the new, and forgives single outliers: a step that took three times as
-    long as usual met something else on the machine."""
+    """A running mean that leans to the new, and forgives single outliers: a step that took much longer than
+    usual met something else on the machine."""
 
     def __init__(self) -> None:
         self.value, self.count = 0.0, 0
@@ -27,7 +28,7 @@ class Mean:
         if self.count <= TRIALS:
             self.value = value if self.count == 1 else min(self.value, value)
         else:
-            self.value += SMOOTHING * (min(value, 3 * self.value) - self.value)
+            self.value += SMOOTHING * (min(value, MOST * self.value) - self.value)
 
 
 class Pace:

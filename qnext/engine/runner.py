@@ -35,10 +35,13 @@ class Step:
 
 
 class Runner:
-    """A model with caches for `pages` KV pages and `slots` sequences with up to `drafts` guessed tokens."""
+    """A model with caches for `pages` KV pages and `slots` sequences with up to `drafts` guessed tokens.
+    With `alone`, each piece has a forward of its own: what runs beside it does not change a bit."""
 
-    def __init__(self, model: Qwen3Next, pages: int, page_size: int, slots: int, drafts: int) -> None:
-        weight = model.embed_tokens.weight
+    def __init__(
+        self, model: Qwen3Next, pages: int, page_size: int, slots: int, drafts: int, *, alone: bool = False
+    ) -> None:
+        weight, self.alone = model.embed_tokens.weight, alone
         self.model, self.page_size, self.device = model, page_size, weight.device
         mtp = drafts > 0 and model.mtp is not None
         self.state = State.allocate(
@@ -91,6 +94,20 @@ class Runner:
     @torch.inference_mode()
     def run(self, pieces: list[Piece]) -> Step:
         """Take in the pieces. Nothing is committed but what the pieces say."""
+        routed = any(piece.sequence.request.routed_experts for piece in pieces)
+        if not self.alone or len(pieces) == 1:
+            return self._forward(pieces, routed)
+        steps = [self._forward([piece], routed) for piece in pieces]
+        lengths = [len(step.hidden) for step in steps]
+        return Step(
+            torch.cat([step.hidden for step in steps]),
+            [fine for step in steps for fine in step.sound],
+            all(step.whole for step in steps),
+            [sum(lengths[:n]) for n in range(len(lengths))],
+            np.concatenate([step.experts for step in steps]) if routed else None,
+        )
+
+    def _forward(self, pieces: list[Piece], routed: bool) -> Step:
         ids: list[int] = []
         starts, saves = [], []
         for n, piece in enumerate(pieces):
@@ -108,7 +125,7 @@ class Runner:
             replays=[each.replays for each in sequences],
             saves=saves,
         )
-        routing: Routing | None = [] if any(each.request.routed_experts for each in sequences) else None
+        routing: Routing | None = [] if routed else None
         hidden = self.model(torch.from_numpy(np.asarray(ids)).to(self.device), packing, self.state, routing)
         if self.state.hidden is not None:
             for n, count, slot in saves:
@@ -139,6 +156,8 @@ class Runner:
     @torch.inference_mode()
     def scores(self, hidden_RH: Tensor) -> Tensor:
         """Scores [R, V] fp32 of the tokens that follow."""
+        if self.alone:
+            return torch.cat([self.model.logits(hidden_H[None]) for hidden_H in hidden_RH]).float()
         return self.model.logits(hidden_RH).float()
 
     @torch.inference_mode()

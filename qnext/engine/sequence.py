@@ -44,6 +44,7 @@ class Sequence:
     served: int = 0  # the step in which it last had a piece
     suspect: int = 0  # was in a step that failed: runs alone until so many tokens are computed
     tainted: bool = False  # something in it is not finite: nothing of it may be kept
+    plain: bool = False  # nothing is guessed for it
     failures: int = 0
     preemptions: int = 0
     reasoning: bool = False

@@ -47,7 +47,8 @@ class Steps:
         self.config, self.pages = config, Pages(count)
         self.slots = Pool(config.max_sequences)
         self.spare = Pool(SPARE_SLOTS if config.keeps_prefixes else 0, config.max_sequences)
-        self.runner = Runner(model, count, config.page_size, config.slots, config.drafts)
+        alone = config.batch_invariant
+        self.runner = Runner(model, count, config.page_size, config.slots, config.drafts, alone=alone)
         self.cache: PrefixCache | None = None
         self.tier: SecondTier | None = None
         if config.keeps_prefixes:
@@ -203,6 +204,10 @@ class Steps:
             agreed = j < len(piece.drafts) and token == piece.drafts[j] and len(output.token_ids) == 1
             if not agreed or output.finish_reason is not None:
                 break
+        if not fine and piece.drafts:  # a guess may be to blame: all is computed anew, without any
+            sequence.plain = True
+            self.scheduler.start_over(sequence)
+            return Output.joined(told) if told else None
         if not fine:
             sequence.tainted = True
             error = "the model gave scores that are not finite"
@@ -232,7 +237,7 @@ class Steps:
         """Show the MTP head what it must know by now, keep states where they are wanted, and guess."""
         alive = [piece for piece in pieces if piece.sequence.slot is not None]
         going = [piece for piece in alive if piece.sequence.stream not in ended]
-        guessing = [p.sequence for p in going if p.sequence.pending == 1 and p.sequence.room > 1]
+        guessing = [s for s in (p.sequence for p in going) if s.pending == 1 < s.room and not s.plain]
         count = self._pace.choose(len(guessing)) if guessing else 0
         begun = time.perf_counter()
         if self._mtp is not None:

@@ -87,7 +87,8 @@ class State:
         key_width, value_width = config.linear_key_head_dim, config.linear_value_head_dim
 
         def zeros(*shape: int, of: torch.dtype = dtype) -> Tensor:
-            return torch.zeros(shape, dtype=of, device=device)
+            # Written, not only promised as `torch.zeros` is: memory that is missing is missed now.
+            return torch.empty(shape, dtype=of, device=device).zero_()
 
         memory = zeros(pages, sum(full) + mtp, 2, *kv_heads)
         pairs = [(memory[:, i, 0], memory[:, i, 1]) for i in range(memory.shape[1])]

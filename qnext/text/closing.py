@@ -13,7 +13,8 @@ from llguidance import LLMatcher
 
 from .lexicon import OUTSIDE, Lexicon, after
 
-_STEPS, _CAREFUL_STEPS, _TRIES = 1024, 128, 2000
+_STEPS, _CAREFUL_STEPS, _TRIES = 1024, 128, 4000
+_CLOSES, _CHANGES, _SAME = range(3)
 _DEEPEST = 100
 
 
@@ -34,8 +35,11 @@ def closing(
     in a JSON text `core` is. `taste` [V] decides between tokens that close nothing: the highest is taken.
     `careful`: where patterns lead the soonest way in circles, look for another. Raises TooComplex."""
     way, ended = _walk(lexicon, core, state, min(budget, _STEPS), taste)
-    if not ended and careful:
-        way, ended = _walk(lexicon, core, state, min(budget, _CAREFUL_STEPS), _Scout(lexicon))
+    for hurry in (0, 1) if careful and not ended else ():
+        steps = min(budget, _STEPS if hurry else _CAREFUL_STEPS)
+        way, ended = _walk(lexicon, core, state, steps, _Scout(lexicon, hurry))
+        if ended:
+            break
     return way if ended else None
 
 
@@ -75,21 +79,30 @@ def _walk(
 
 
 class _Scout:
-    """Tries tokens of one byte: best is one that lets something close, then one that changes what may come
-    next, of several the one used least on this way."""
+    """Tries tokens of one sign: best is one that lets something close, then one that changes what may come
+    next; where none does, the longest token leads on. Of several, the one used least on this way. The
+    longest is taken without any trying until it was used `hurry` times."""
 
-    def __init__(self, lexicon: Lexicon) -> None:
-        self._lexicon = lexicon
+    def __init__(self, lexicon: Lexicon, hurry: int) -> None:
+        self._lexicon, self._hurry = lexicon, hurry
         self._used: Counter[int] = Counter()
         self._tries = 0
 
     def __call__(self, core: LLMatcher, state: int, ids: np.ndarray) -> int:
-        single = ids[self._lexicon.single[ids]].tolist() if len(ids) > 1 else []
+        lexicon, rank = self._lexicon, _SAME
+        best = int(ids[lexicon.lengths[ids].argmax()])
+        if self._used[best] < self._hurry:
+            self._used[best] += 1
+            return best
+        single = ids[lexicon.single[ids]].tolist() if len(ids) > 1 else []
         self._tries += len(single)
-        if not single or self._tries > _TRIES:
-            return int(ids[0])
-        before = _bits(core)
-        best = min(single, key=lambda token: (self._rank(core, state, token, before), self._used[token]))
+        if single and self._tries <= _TRIES:
+            before = _bits(core)
+            ranks = {token: (self._rank(core, state, token, before), self._used[token]) for token in single}
+            best = min(single, key=ranks.__getitem__)
+            rank = ranks[best][0]
+        if rank == _SAME:
+            best = min(ids.tolist(), key=lambda token: (self._used[token], -lexicon.lengths[token]))
         self._used[best] += 1
         return int(best)
 
@@ -98,12 +111,12 @@ class _Scout:
         if not core.consume_token(token):
             raise TooComplex(core.get_error())
         if core.is_accepting():
-            return 0
+            return _CLOSES
         bits, (state, _) = _bits(core), after(state, self._lexicon.tokens[token])
         found = self._lexicon.orders[state].first(bits)
         if found is not None and not self._lexicon.tokens[found].isdigit():
-            return 0
-        return 1 if not np.array_equal(bits, before) else 2
+            return _CLOSES
+        return _SAME if np.array_equal(bits, before) else _CHANGES
 
 
 def _ids(bits: np.ndarray) -> np.ndarray:

@@ -45,8 +45,8 @@ class Order:
 
 class Lexicon:
     """`tokens` are the tokens' bytes by id, `lengths` how many characters they make, `plain` those that are
-    text without any mark of JSON, `single` those of one byte; `newlines` maps tokens of nothing but newlines
-    to how many."""
+    text without any mark of JSON, `single` those of one ASCII sign; `newlines` maps tokens of nothing but
+    newlines to how many."""
 
     def __init__(self, tokenizer: Tokenizer, eos: Sequence[int]) -> None:
         size = tokenizer.vocab_size
@@ -63,7 +63,7 @@ class Lexicon:
         ordinary[special] = False
         self.lengths = np.array([len(token.decode("utf-8", "ignore")) for token in self.tokens])
         self.plain = ordinary & np.array([_is_plain(token) for token in self.tokens])
-        self.single = ordinary & np.array([len(token) == 1 for token in self.tokens])
+        self.single = ordinary & np.array([len(token) == 1 and token.isascii() for token in self.tokens])
         self.newlines = {
             i: len(t) for i, t in enumerate(self.tokens) if ordinary[i] and t in (b"\n", b"\n\n")
         }

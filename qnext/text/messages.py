@@ -8,12 +8,14 @@ and only an assistant reasons, calls tools or is continued.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import copysign, isfinite
 from typing import Any, NoReturn
 
 ROLES = ("system", "user", "assistant", "tool")
+_MOST_DIGITS = 4300  # Python reads no longer whole numbers, by default
 _SYNONYMS = {"developer": "system", "function": "tool"}
 
 Tool = dict[str, Any]
@@ -21,9 +23,10 @@ Tool = dict[str, Any]
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The object that `text` spells in strict JSON (no NaN, no number beyond floats), or None."""
+    """The object that `text` spells in strict JSON (no NaN), or None. A number beyond floats, which JSON allows
+    but no other reader could write down, is the largest float."""
     try:
-        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
@@ -35,7 +38,11 @@ def _refuse(constant: str) -> NoReturn:
 
 def _finite(digits: str) -> float:
     number = float(digits)
-    return number if isfinite(number) else _refuse(digits)
+    return number if isfinite(number) else copysign(sys.float_info.max, number)
+
+
+def _whole(digits: str) -> float:
+    return int(digits) if len(digits) < _MOST_DIGITS else _finite(digits)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Random programs for an engine: who comes and goes when, in what room; and what each must be told.
 
-The texts are a little forest: prompts that share beginnings, go on from each other's answers and branch off in
-the middle. Every answer is known from a plain loop of whole forwards without any cache.
+The texts are a little forest: prompts that share beginnings, go on from each other's answers and branch off
+in the middle. Every answer is known from a plain loop of whole forwards without any cache.
 """
 
 from __future__ import annotations

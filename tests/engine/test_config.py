@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qnext.engine.config import SPARE_SLOTS, EngineConfig, native_length
+from qnext.engine.config import SPARE_SLOTS, STATES_EACH, EngineConfig, native_length
 from qnext.model.config import ModelConfig
 from qnext.model.state import StateSize
 
@@ -60,7 +60,9 @@ def test_pages_beyond_use_are_not_taken() -> None:
     assert config.page_count(MODEL, 2) == 2 * 7
     config = EngineConfig(**fields, max_length=111, prefix_cache=False, draft_tokens=2)
     assert config.page_count(MODEL, 2) == 2 * 8  # guesses lie beyond the last token
-    assert EngineConfig(**fields, max_length=100).page_count(MODEL, 2) > 1000  # they keep prefixes
+    config = EngineConfig(**fields, max_length=100, draft_tokens=0)  # as much again is kept, and states
+    state_pages = -(-StateSize.of(MODEL).slot // (24 * 1024 * 16))
+    assert config.page_count(MODEL, 2) == 2 * (2 * 7) + 2 * STATES_EACH * state_pages
 
 
 def test_states_that_leave_no_page_are_refused() -> None:

@@ -1,9 +1,9 @@
-"""The sampler against a twin that takes one row at a time in plain Python, and against chance itself."""
+"""The sampler's draws against a twin that takes one row at a time in plain Python, and against chance."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from qnext.engine import sampler
 from qnext.engine.request import SamplingParams
-from qnext.engine.sampler import distribution, draw, logprobs, penalise, sample, uniform
+from qnext.engine.sampler import Row, distribution, draw, sample
 
 from .rows import sequence
-from .twins import chances, chi_square, penalised
+from .twins import chances, chi_square, dice, penalised, race
 
 NEVER = float("-inf")
 VOCABULARY = 40
@@ -26,9 +27,26 @@ def random_scores(rows: int, size: int = VOCABULARY, seed: int = 0) -> Tensor:
     return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed)) * 4
 
 
-def found_chances(scores: Tensor, wish: SamplingParams) -> dict[int, float]:
-    probs, ids = distribution(scores[None], [wish])
-    return {i: p for i, p in zip(ids[0].tolist(), probs[0].tolist(), strict=True) if p > 0}
+def tied(scores: Tensor) -> Tensor:
+    """As from a network in bfloat16, and coarser still: many are equal."""
+    return (scores / 2).round().bfloat16().float()
+
+
+def die(wish: SamplingParams, seed: int, place: int = 0) -> Row:
+    """A row without a whole sequence."""
+    made: Any = SimpleNamespace(
+        seed=seed, generated=place, history=None, request=SimpleNamespace(sampling=wish)
+    )
+    return Row(made)
+
+
+def found_chances(scores: Tensor, wish: SamplingParams, width: int | None = None) -> dict[int, float] | None:
+    """None: so many of the likeliest are not enough to tell."""
+    shares, ids, enough = distribution(scores[None], [die(wish, 0)], width or len(scores))
+    assert shares.sum() == pytest.approx(1, abs=1e-5)
+    if not enough:
+        return None
+    return {i: p for i, p in zip(ids[0].tolist(), shares[0].tolist(), strict=True) if p > 0}
 
 
 WISHES: list[dict[str, Any]] = [
@@ -50,160 +68,127 @@ WISHES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("fields", WISHES, ids=str)
 @pytest.mark.parametrize("forbidden", [0, 7], ids=["all", "some"])
-def test_distribution_equals_its_twin(fields: dict[str, Any], forbidden: int) -> None:
+@pytest.mark.parametrize("ties", [False, True])
+def test_distribution_equals_its_twin(fields: dict[str, Any], forbidden: int, ties: bool) -> None:
     wish = SamplingParams(**fields)
     for seed in range(5):
         scores = random_scores(1, seed=seed)[0]
+        scores = tied(scores) if ties else scores
         scores[:forbidden] = NEVER
         wanted, found = chances(scores.tolist(), wish), found_chances(scores, wish)
+        assert found is not None
         likely = [{i for i, share in each.items() if share > 1e-36} for each in (wanted, found)]
         assert likely[0] == likely[1]
         assert all(share == pytest.approx(wanted[i], abs=1e-6) for i, share in found.items())
 
 
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("width", [1, 2, 5, 11, 39])
+def test_what_is_said_to_be_enough_is_enough(width: int, ties: bool) -> None:
+    told: list[bool] = []
+    for fields in WISHES:
+        for seed in range(5):
+            scores, wish = random_scores(1, seed=seed)[0], SamplingParams(**fields)
+            scores = tied(scores) if ties else scores
+            found = found_chances(scores, wish, width)
+            told.append(found is not None)
+            if found is not None:
+                wanted = chances(scores.tolist(), wish)
+                assert {i for i in wanted if wanted[i] > 1e-36} == set(found)
+                assert found == pytest.approx({i: wanted[i] for i in found}, abs=1e-6)
+    assert not all(told) and (width < 3 or any(told))
+
+
+@pytest.mark.parametrize(
+    "fields,width,enough",
+    [
+        ({"top_k": 4}, 5, True),
+        ({"top_k": 5}, 5, False),
+        ({"top_k": 6}, 5, False),
+        ({"top_p": 0.5}, 5, True),
+        ({"top_p": 0.9999}, 5, False),
+        ({"min_p": 0.5}, 5, True),
+        ({"min_p": 1e-9}, 5, False),
+        ({}, 39, False),
+        ({}, 40, True),
+    ],
+    ids=str,
+)
+def test_how_many_are_enough(fields: dict[str, Any], width: int, enough: bool) -> None:
+    scores = torch.arange(40.0) / 2
+    assert (found_chances(scores, SamplingParams(**fields), width) is not None) == enough
+
+
 @pytest.mark.parametrize("spread", [0.0, 1.0, 8.0])
 def test_without_limits_every_token_keeps_its_chance(spread: float) -> None:
-    probs, _ = distribution(random_scores(1, 151936) / 4 * spread, [SamplingParams()])
-    assert (probs > 0).all()
+    found = found_chances(random_scores(1, 151936)[0] / 4 * spread, SamplingParams())
+    assert found is not None and len(found) == 151936
 
 
-def test_equal_scores_are_ordered_by_id() -> None:
-    assert set(found_chances(torch.zeros(9), SamplingParams(top_k=3))) == {0, 1, 2}
+@pytest.mark.parametrize("size", [9, 3000])
+def test_of_equal_scores_lower_ids_come_first(size: int) -> None:
+    assert set(found_chances(torch.zeros(size), SamplingParams(top_k=3)) or ()) == {0, 1, 2}
+    tokens = draw(torch.zeros(200, size), [die(SamplingParams(top_k=3), seed) for seed in range(200)])
+    assert set(tokens) == {0, 1, 2}
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"repetition_penalty": 1.3},
-        {"repetition_penalty": 0.7},
-        {"presence_penalty": 1.5},
-        {"frequency_penalty": -0.7},
-        {"repetition_penalty": 1.2, "presence_penalty": -1, "frequency_penalty": 0.5},
-    ],
-    ids=str,
+@pytest.mark.parametrize("ties", [False, True])
+def test_how_many_are_looked_at_changes_no_draw(ties: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [die(SamplingParams(**fields), seed) for seed in range(40) for fields in WISHES]
+    scores = random_scores(len(rows), 300, seed=1)
+    scores = tied(scores) if ties else scores
+    found = []
+    for widths in ((), (1,), (2, 3, 5, 9), (32, 128)):
+        monkeypatch.setattr(sampler, "WIDTHS", widths)
+        monkeypatch.setattr(sampler, "LIKELY", 1)
+        found.append(draw(scores, rows))
+    assert found[1] == found[0] and found[2] == found[0] and found[3] == found[0]
+
+
+wishes = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0, 1e-6, 0.2, 0.7, 1.0, 1.5, 4.0]),
+    top_k=st.sampled_from([0, 1, 3, 20, 500]),
+    top_p=st.sampled_from([0.1, 0.55, 0.8, 0.95, 1.0]),
+    min_p=st.sampled_from([0.0, 0.03, 0.3]),
+    repetition_penalty=st.sampled_from([1.0, 1.2, 0.8]),
+    presence_penalty=st.sampled_from([0.0, 1.0, -0.5]),
+    frequency_penalty=st.sampled_from([0.0, 0.5, -0.25]),
+    seed=st.integers(0, 2**63 - 1),
 )
-def test_penalties_equal_their_twin(fields: dict[str, Any]) -> None:
-    made = sequence((3, 3, 8, 1), SamplingParams(**fields), answer=(5, 8, 5, 5, 20))
-    scores = random_scores(1)
-    scores[0, 8] = NEVER
-    before = scores.clone()
-    assert penalise(scores, [made])[0].tolist() == pytest.approx(
-        penalised(scores[0].tolist(), made), rel=1e-5
-    )
-    assert scores.equal(before)  # reports are made from the scores as they were
+answers = st.lists(st.integers(0, VOCABULARY - 1), max_size=6)
 
 
-def test_penalties_of_one_row_leave_the_others_alone() -> None:
-    rows = [sequence(), sequence((1,), SamplingParams(repetition_penalty=2.0)), sequence()]
-    scores = random_scores(3)
-    found = penalise(scores, rows)
-    assert found[[0, 2]].equal(scores[[0, 2]]) and not found[1].equal(scores[1])
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from([0, 1e-6, 0.2, 0.7, 1.0, 1.5, 4.0]),
-            st.sampled_from([0, 1, 3, 20, 500]),
-            st.sampled_from([0.1, 0.55, 0.8, 0.95, 1.0]),
-            st.sampled_from([0.0, 0.03, 0.3]),
-            st.sampled_from([1.0, 1.2, 0.8]),
-            st.sampled_from([0.0, 1.0, -0.5]),
-            st.integers(0, 2**63 - 1),
-        ),
-        min_size=1,
-        max_size=6,
-    ),
-    st.lists(st.integers(0, VOCABULARY - 1), max_size=6),
-    st.integers(0, 1000),
-)
+@settings(deadline=None, max_examples=100)
+@given(st.lists(wishes, min_size=1, max_size=6), answers, st.integers(0, 1000), st.booleans())
 def test_a_batch_equals_each_row_by_its_twin(
-    wishes: list[tuple[Any, ...]], answer: list[int], seed: int
+    wishes: list[SamplingParams], answer: list[int], seed: int, ties: bool
 ) -> None:
-    rows = []
-    for t, k, p, m, repetition, presence, row_seed in wishes:
-        sampling = SamplingParams(t, p, k, m, repetition, presence, presence / 2, row_seed)
-        rows.append(sequence((1, 2, 3), sampling, answer=answer))
+    rows = [Row(sequence((1, 2, 3), wish, answer=answer)) for wish in wishes]
     scores = random_scores(len(rows), seed=seed)
-    found = sample(scores, rows)
-    for row, (made, token) in enumerate(zip(rows, found, strict=True)):
-        assert sample(scores[row : row + 1], [made]) == [token]  # nobody's neighbours matter
-        wish, plain = made.request.sampling, penalised(scores[row].tolist(), made)
+    scores = tied(scores) if ties else scores
+    for n, (row, token) in enumerate(zip(rows, sample(scores, rows), strict=True)):
+        assert sample(scores[n : n + 1], [row]) == [token]  # nobody's neighbours matter
+        wish, plain = row.wish, penalised(scores[n].tolist(), row.sequence)
         if wish.temperature == 0:
-            assert token == max(range(VOCABULARY), key=lambda i: plain[i])
+            assert plain[token] == pytest.approx(max(plain), rel=1e-6)
             continue
-        number, spans, at = uniform(made.seed, len(answer)), {}, 0.0
-        for i, share in sorted(chances(plain, wish).items(), key=lambda pair: (-pair[1], pair[0])):
-            spans[i] = (at, at + share)
-            at += share
-        assert token in spans
-        low, high = spans[token]
-        assert low - 1e-5 <= number <= high + 1e-5  # float32 may move an edge by a hair
-
-
-@pytest.mark.parametrize(
-    "scores",
-    [
-        [1.0, 2.0, 3.0, 2.5],
-        [1e30, -1e30, 3e38, 0.0],
-        [-3e38, -2e38, -1e38, -3e38],
-        [NEVER, NEVER, 5.0, NEVER],
-        [3e38, 3e38, 3.1e38, NEVER],
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("temperature", [1e-6, 1e-45, 1e-300])
-def test_a_tiny_temperature_is_greedy(scores: list[float], temperature: float) -> None:
-    wish = SamplingParams(temperature=temperature, top_p=0.9, top_k=3, min_p=0.01)
-    for number in (0.0, 0.5, math.nextafter(1.0, 0.0)):
-        assert draw(torch.tensor([scores]), [wish], [number]) == [scores.index(max(scores))]
-
-
-@pytest.mark.parametrize("temperature", [1e5, 1e39, 1e300])
-def test_a_huge_temperature_is_even(temperature: float) -> None:
-    scores = torch.tensor([5.0, NEVER, -7.0, 0.0])
-    found = found_chances(scores, SamplingParams(temperature=temperature))
-    assert found == pytest.approx({0: 1 / 3, 2: 1 / 3, 3: 1 / 3}, rel=1e-3)
-
-
-EXTREMES: list[dict[str, Any]] = [
-    {"repetition_penalty": 1e-300},
-    {"repetition_penalty": 1e300},
-    {"repetition_penalty": 1e-40, "temperature": 1e-40},
-    {"top_k": 10**400},
-    {"top_p": 1e-300},
-    {"min_p": 1.0, "top_p": 1e-9},
-    {"logprobs": 20},
-]
-
-
-@pytest.mark.parametrize("fields", EXTREMES, ids=str)
-def test_no_legal_wish_can_hurt_the_rows_beside_it(fields: dict[str, Any]) -> None:
-    scores = random_scores(2, size=9)
-    scores[:, 1], scores[:, 4] = 0.0, NEVER
-    neighbour = sequence(sampling=SamplingParams(seed=5))
-    rows = [sequence((1, 2, 3, 4), SamplingParams(seed=1, **fields)), neighbour]
-    tokens = sample(scores, rows)
-    assert scores[0, tokens[0]] > NEVER
-    assert tokens[1:] == sample(scores[1:], [neighbour])
-    logprobs(scores, tokens, rows)
-
-
-@pytest.mark.parametrize("number", [0.0, 0.25, 1 - 2**-53])
-def test_a_draw_stays_on_tokens_that_have_a_chance(number: float) -> None:
-    scores = torch.full((1, 50), NEVER)
-    scores[0, [7, 30]] = torch.tensor([1.0, 1.0])
-    assert draw(scores, [SamplingParams()], [number]) == [30 if number > 0.5 else 7]
+        order = race(chances(plain, wish), row.sequence.seed, len(answer))
+        if token != order[0]:  # float32 may move an edge by a hair
+            near = plain.copy()
+            near[token] += 2e-6 * max(1, abs(near[token]))
+            assert token == race(chances(near, wish), row.sequence.seed, len(answer))[0]
 
 
 @pytest.mark.parametrize("fields", WISHES, ids=str)
-def test_draws_follow_the_distribution(fields: dict[str, Any]) -> None:
-    wish, count = SamplingParams(**fields), 20_000
+@pytest.mark.parametrize("ties", [False, True])
+def test_draws_follow_the_distribution(fields: dict[str, Any], ties: bool) -> None:
+    wish, count = SamplingParams(**fields), 8_000
     scores = random_scores(1, size=12, seed=3)[0] / 2
+    scores = tied(scores) if ties else scores
     wanted = chances(scores.tolist(), wish)
-    tokens = draw(scores.expand(count, -1), [wish] * count, [uniform(11, i) for i in range(count)])
-    counts = Counter(tokens)
+    rows = [die(wish, 11 + i % 100, i // 100) for i in range(count)]
+    counts = Counter(draw(scores.expand(count, -1), rows))
     assert counts.keys() <= wanted.keys()
     common = [i for i in wanted if wanted[i] * count >= 5]
     rare = [i for i in wanted if i not in common]
@@ -220,46 +205,51 @@ def test_the_chi_square_itself_can_fail() -> None:
 @pytest.mark.parametrize(
     "numbers",
     [
-        [uniform(0, i) for i in range(20_000)],
-        [uniform(2**63 - 1, i) for i in range(20_000)],
-        [uniform(seed, 0) for seed in range(20_000)],
-        [uniform(seed, 77 - seed % 70) for seed in range(20_000)],
-        [(uniform(3, i) * 50 + uniform(3, i + 1)) % 1 for i in range(20_000)],
-        [(uniform(seed, 4) + uniform(seed + 1, 4)) % 1 for seed in range(20_000)],
+        [dice(0, place, 5) for place in range(20_000)],
+        [dice(2**63 - 1, place, 0) for place in range(20_000)],
+        [dice(seed, 0, 0) for seed in range(20_000)],
+        [dice(7, 7, token) for token in range(20_000)],
+        [dice(seed, 77 - seed % 70, 3) for seed in range(20_000)],
+        [(dice(3, i, 1) * 50 + dice(3, i + 1, 1)) % 1 for i in range(20_000)],
+        [(dice(3, 9, i) * 50 + dice(3, 9, i + 1)) % 1 for i in range(20_000)],
+        [(dice(3, i, 7) - dice(3, i + 1, 6)) % 1 for i in range(20_000)],
+        [(dice(seed, 4, 2) + dice(seed + 1, 4, 2)) % 1 for seed in range(20_000)],
     ],
-    ids=["draws of 0", "draws of the last seed", "seeds", "seeds and draws", "next draw", "next seed"],
+    ids=[
+        "places",
+        "last seed",
+        "seeds",
+        "tokens",
+        "mixed",
+        "next place",
+        "next token",
+        "diagonal",
+        "next seed",
+    ],
 )
-def test_uniform_numbers_are_uniform(numbers: list[float]) -> None:
-    assert all(0 <= number < 1 for number in numbers)
+def test_the_dice_are_fair(numbers: list[float]) -> None:
+    assert all(0 < number < 1 for number in numbers)
     cells = Counter(int(number * 64) for number in numbers)
     assert chi_square([cells[i] for i in range(64)], [len(numbers) / 64] * 64) > 1e-3
     assert len(set(numbers)) > 19_990
 
 
-def test_the_number_depends_on_the_position_alone() -> None:
-    """A sequence that is computed anew draws the same tokens again."""
+@pytest.mark.parametrize("bits", [-1, 0])
+def test_no_number_of_the_dice_lets_the_forbidden_win(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "_hash", lambda z: torch.full_like(z, bits))
+    scores = torch.tensor([[NEVER, 0.0, NEVER]])
+    assert draw(scores, [die(SamplingParams(), 1)]) == [1]
+    assert draw(scores, [die(SamplingParams(top_k=2), 1)]) == [1]
+
+
+def test_the_dice_depend_on_the_position_alone() -> None:
+    """A sequence that is computed anew draws the same tokens again, and a guess is drawn like the answer."""
     scores, wish = random_scores(1), SamplingParams(seed=9, temperature=3.0)
-    tokens = [sample(scores, [sequence((1,), wish, answer=[4] * n)])[0] for n in range(30)]
-    assert tokens == [sample(scores, [sequence((7, 7, 7), wish, answer=[6] * n)])[0] for n in range(30)]
+    tokens = [sample(scores, [Row(sequence((1,), wish, answer=[4] * n))])[0] for n in range(30)]
+    assert tokens == [sample(scores, [Row(sequence((7, 7), wish, answer=[6] * n))])[0] for n in range(30)]
+    for ahead in range(9):
+        rows = [Row(sequence((1,), wish, answer=[4] * (n - ahead)), (2,) * ahead) for n in range(ahead, 30)]
+        assert sample(scores.expand(len(rows), -1), rows) == tokens[ahead:]
     assert len(set(tokens)) > 5
     other = SamplingParams(seed=10, temperature=3.0)
-    assert tokens != [sample(scores, [sequence((1,), other, answer=[4] * n)])[0] for n in range(30)]
-
-
-def test_logprobs_are_the_models_own() -> None:
-    """Before penalties and temperature, so that they can be compared between requests."""
-    scores = random_scores(3)
-    wishes = [SamplingParams(temperature=0.1, logprobs=3, presence_penalty=2.0), SamplingParams()]
-    wishes.append(SamplingParams(logprobs=0))
-    rows = [sequence(sampling=wish, answer=(2,)) for wish in wishes]
-    first, second, third = logprobs(scores, [2, 5, 7], rows)
-    assert second is None and first is not None and third is not None
-    for report, row, token in ((first, 0, 2), (third, 2, 7)):
-        grown = [math.exp(score) for score in scores[row].tolist()]
-        assert report.token_id == token
-        assert report.logprob == pytest.approx(math.log(grown[token] / sum(grown)), abs=1e-5)
-    assert third.top == ()
-    best = sorted(range(VOCABULARY), key=lambda i: -scores[0, i])[:3]
-    assert [token for token, _ in first.top] == best
-    total = math.log(sum(math.exp(score) for score in scores[0].tolist()))
-    assert [p for _, p in first.top] == pytest.approx([float(scores[0, i]) - total for i in best], abs=1e-5)
+    assert tokens != [sample(scores, [Row(sequence((1,), other, answer=[4] * n))])[0] for n in range(30)]

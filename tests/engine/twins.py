@@ -43,6 +43,29 @@ def chances(scores: list[float], wish: SamplingParams) -> dict[int, float]:
     return {i: share / sum(kept.values()) for i, share in kept.items()}
 
 
+def dice(seed: int, place: int, token: int) -> float:
+    """The number in (0, 1) that a token has at a place of a text: splitmix64 in Python's whole numbers."""
+
+    def mixed(z: int) -> int:
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        return z ^ (z >> 31)
+
+    golden = 0x9E3779B97F4A7C15
+    base = mixed((seed * 0xD1342543DE82EF95 + (place + 1) * golden) % 2**64)
+    return ((mixed((base + (token + 1) * golden) % 2**64) >> 12) + 0.5) / 2**52
+
+
+def race(shares: dict[int, float], seed: int, place: int) -> list[int]:
+    """Twin of the draw for one row: the tokens, the winner first."""
+    heights = {
+        token: math.log(share) - math.log(-math.log(dice(seed, place, token)))
+        for token, share in shares.items()
+        if share > 0
+    }
+    return sorted(heights, key=lambda token: -heights[token])
+
+
 def chi_square(counts: Ids[int], expected: Ids[float]) -> float:
     """Probability (Wilson and Hilferty's approximation) of deviating at least so much by chance."""
     statistic = sum((count - wanted) ** 2 / wanted for count, wanted in zip(counts, expected, strict=True))

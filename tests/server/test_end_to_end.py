@@ -54,9 +54,8 @@ class Real:
     def all_free(self) -> bool:
         """Whether every page and slot of every engine is back, within two seconds."""
         for _ in range(200):
-            if all(
-                pool.free == pool.size for each in self.engines.values() for pool in (each.pages, each.slots)
-            ):
+            stats = [each.stats() for each in self.engines.values()]
+            if not any(each.pages_used or each.slots_used for each in stats):
                 return True
             time.sleep(0.01)
         return False

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -75,5 +76,10 @@ def test_message_refuses_what_no_role_has() -> None:
 
 def test_json_object_is_strict() -> None:
     assert json_object(' {"a": [1, 2.5]}\n') == {"a": [1, 2.5]}
-    for text in ("", "[1]", "3", '{"a": NaN}', '{"a": 1e999}', '{"a": 1', "[" * 100_000, '{"a": ' * 100_000):
+    for text in ("", "[1]", "3", '{"a": NaN}', '{"a": 1', "[" * 100_000, '{"a": ' * 100_000):
         assert json_object(text) is None
+    big = sys.float_info.max
+    assert json_object('{"a": [1e999, -2.5E400, 1e-999]}') == {"a": [big, -big, 0.0]}
+    assert json_object('{"a": [%s, -%s, %s]}' % ("9" * 5000, "9" * 5000, "9" * 400)) == {
+        "a": [big, -big, int("9" * 400)]
+    }

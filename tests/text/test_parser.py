@@ -96,6 +96,7 @@ def test_calls(run: Callable[..., list[Any]]) -> None:
         ('{"arguments": {}}', None),
         ('{"name": "f", "arguments": {"x": "\\ud800"}}', None),
         ('{"name": "f", "arguments": {"x": NaN}}', None),
+        ('{"name": "f", "arguments": {"x": 78E417}}', '{"x": 1.7976931348623157e+308}'),
         ('{"name": "f", "arguments": {"x": 1}', None),
         ("[]", None),
         ("", None),

@@ -1,0 +1,128 @@
+"""How many tokens are guessed ahead, in simulated worlds whose costs and luck are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from statistics import mean
+
+import pytest
+
+from qnext.engine.pace import TRIALS, Pace
+
+
+@dataclass
+class World:
+    """Steps of `answers` answers cost `base`, and `each` for every token; guesses `first` and `each_guess`.
+    Guess j is right with `chance[j]`. Times scatter by a tenth; one in a hundred is five times as long."""
+
+    answers: int
+    base: float
+    each: float
+    first: float
+    each_guess: float
+    chance: tuple[float, ...]
+
+    def run(self, pace: Pace, steps: int, seed: int = 0) -> tuple[float, list[int]]:
+        """-> tokens for each unit of time, and what was chosen."""
+        random = Random(seed)
+        time, tokens, chosen = 0.0, 0, []
+
+        def scattered(cost: float) -> float:
+            return cost * random.uniform(0.9, 1.1) * (5 if random.random() < 0.01 else 1)
+
+        for _ in range(steps):
+            k = pace.choose(self.answers)
+            chosen.append(k)
+            work = scattered(self.base + self.each * self.answers * (k + 1))
+            guess = scattered(self.first + self.each_guess * k) if k else 0.0
+            pace.worked(self.answers, k, work)
+            if k:
+                pace.guessed(self.answers, k, guess)
+            time += work + guess
+            for _ in range(self.answers):
+                right = 0
+                while right < k and random.random() < self.chance[right]:
+                    right += 1
+                tokens += 1 + right
+                if k:
+                    pace.judged(k, right)
+        return tokens / time, chosen
+
+    def fixed(self, k: int, steps: int, seed: int) -> float:
+        return self.run(Pace(k, fixed=True), steps, seed)[0]
+
+
+WORLDS = {
+    "guesses are cheap and right": World(1, 10, 0.01, 0.1, 0.1, (0.9,) * 8),
+    "guesses are never right": World(1, 10, 0.01, 0.5, 0.5, (0.0,) * 8),
+    "guesses are dear": World(8, 10, 1, 2, 2, (0.6, 0.5, 0.4) * 3),
+    "two pay": World(4, 10, 0.5, 1, 0.6, (0.7, 0.5, 0.3, 0.2) * 2),
+    "only the first is right": World(1, 10, 0.1, 1, 1, (0.8, 0.1, 0.1, 0.1) * 2),
+    "many answers": World(16, 10, 0.3, 1, 1, (0.7, 0.6, 0.5, 0.4) * 2),
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_the_choice_is_as_good_as_the_best_fixed_one(name: str, most: int) -> None:
+    world, seeds = WORLDS[name], range(3)
+    best = max(mean(world.fixed(k, 3000, seed) for seed in seeds) for k in range(most + 1))
+    assert mean(world.run(Pace(most), 3000, seed)[0] for seed in seeds) > 0.98 * best
+
+
+def test_guesses_that_never_pay_are_hardly_made() -> None:
+    _, chosen = WORLDS["guesses are never right"].run(Pace(3), 3000)
+    assert sum(chosen[500:]) < 0.1 * len(chosen[500:])
+
+
+@pytest.mark.parametrize("answers", [1, 4, 16])
+def test_it_notices_when_luck_changes(answers: int) -> None:
+    lucky = World(answers, 10, 0.3, 0.1, 0.3, (0.9,) * 3)
+    unlucky = World(answers, 10, 0.3, 0.1, 0.3, (0.0,) * 3)
+    pace = Pace(3)
+    for world, wanted in ((lucky, {2, 3}), (unlucky, {0}), (lucky, {2, 3})):
+        _, chosen = world.run(pace, 2000)
+        last = chosen[1000:]
+        assert sum(k in wanted for k in last) > 0.9 * len(last)
+
+
+def test_it_notices_when_guesses_become_dear() -> None:
+    cheap = World(4, 10, 0.01, 0.1, 0.1, (0.8,) * 3)
+    dear = World(4, 10, 5, 0.1, 0.1, (0.4,) * 3)
+    pace = Pace(3)
+    for world, wanted in ((cheap, 3), (dear, 0)):
+        _, chosen = world.run(pace, 1000)
+        assert chosen[500:].count(wanted) > 0.9 * 500
+
+
+def test_each_number_of_answers_has_its_own_choice() -> None:
+    """A guess for one answer rides along; for fifty it does not."""
+    pace = Pace(2)
+    for _ in range(20):
+        World(1, 10, 0.01, 0.1, 0.1, (0.5,) * 2).run(pace, 20)
+        World(50, 1, 1, 1, 50, (0.5,) * 2).run(pace, 20)
+    assert [pace.choose(1) for _ in range(9)] == [2] * 9
+    assert [pace.choose(50) for _ in range(9)] == [0] * 9
+
+
+def test_what_was_not_measured_is_tried_first() -> None:
+    pace, tried = Pace(2), []
+    for _ in range(3 * TRIALS):
+        tried.append(k := pace.choose(5))
+        pace.worked(5, k, 1.0)
+        pace.guessed(5, k, 1.0)
+    assert sorted(tried) == sorted([0, 1, 2] * TRIALS)
+
+
+def test_fixed_and_none() -> None:
+    assert {Pace(4, fixed=True).choose(n) for n in range(1, 50)} == {4}
+    assert {Pace(0).choose(n) for n in range(1, 50)} == {0}
+
+
+def test_chances_are_learnt_from_what_was_judged() -> None:
+    pace, random = Pace(3), Random(0)
+    for _ in range(2000):
+        right = next((j for j in range(3) if random.random() >= (0.9, 0.5, 0.1)[j]), 3)
+        pace.judged(3, right)
+    assert pace.right == pytest.approx([0.9, 0.5, 0.1], abs=0.15)
