@@ -43,7 +43,8 @@ class Keeper:
         ends = ended or sequence.computed in sequence.marks
         if due and (ends or sequence.computed - sequence.kept >= self._stride):
             self._keep_end(sequence)
-        sequence.marks = [mark for mark in sequence.marks if mark > sequence.computed]
+        if sequence.marks:
+            sequence.marks = [mark for mark in sequence.marks if mark > sequence.computed]
 
     def keep_whole(self, sequence: Sequence) -> None:
         """Keep a running sequence as it stands between two steps."""

@@ -286,8 +286,8 @@ class Steps:
 
     def _finish(self, sequence: Sequence, output: Output) -> tuple[Stream, Output]:
         """Free what the sequence holds -> what its reader is told."""
-        self.scheduler.release(sequence)
         facts = sequence.facts()
+        self.scheduler.release(sequence)
         self._count.ended(facts, output.finish_reason, len(sequence.request.prompt), sequence.generated)
         return sequence.stream, replace(output, facts=facts, cached_tokens=facts.cached_tokens)
 

@@ -23,8 +23,8 @@ Tool = dict[str, Any]
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """The object that `text` spells in strict JSON (no NaN), or None. A number beyond floats, which JSON allows
-    but no other reader could write down, is the largest float."""
+    """The object that `text` spells in strict JSON (no NaN), or None. A number beyond floats, which JSON may
+    spell but hardly anyone can read, is the largest float."""
     try:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
     except (ValueError, RecursionError):

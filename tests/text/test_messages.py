@@ -80,6 +80,5 @@ def test_json_object_is_strict() -> None:
         assert json_object(text) is None
     big = sys.float_info.max
     assert json_object('{"a": [1e999, -2.5E400, 1e-999]}') == {"a": [big, -big, 0.0]}
-    assert json_object('{"a": [%s, -%s, %s]}' % ("9" * 5000, "9" * 5000, "9" * 400)) == {
-        "a": [big, -big, int("9" * 400)]
-    }
+    long, longer = "9" * 400, "9" * 5000
+    assert json_object(f'{{"a": [{longer}, -{longer}, {long}]}}') == {"a": [big, -big, int(long)]}
