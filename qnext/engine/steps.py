@@ -144,15 +144,17 @@ class Steps:
                 piece.sequence.failures = 0
 
     def _move(self, move: Move) -> bool:
-        """Carry out a move; False if the second tier has lost what was to be fetched: all is to be
-        computed."""
+        """Carry out a move; False if the second tier has lost what was to be fetched: the sequence then
+        begins with what else is there, in a later step."""
         if isinstance(move, Fetch):
             sequence = move.sequence
             assert self.tier is not None and sequence.slot is not None
             found = self.tier.fetch(move)
             if not found:
-                self.runner.state.clear(sequence.slot)
-                sequence.computed = sequence.kept = sequence.replays = sequence.cached = 0
+                self.scheduler.start_over(sequence)
+                if not sequence.generated:  # as if it had not been admitted
+                    sequence.cached = None
+                    del sequence.times[1:]
             return found
         self.runner.move(move)
         return True

@@ -291,3 +291,17 @@ def test_prompt_too_long(http: httpx.Client, live: Live) -> None:
     assert error["code"] == "invalid_parameter_error"
     assert http.post(COMPLETIONS, json={"model": "tiny-base", "prompt": ""}).status_code == 400
     assert not live.instruct.requests
+
+
+def test_prompts_are_remembered_for_their_own_key(http: httpx.Client, live: Live) -> None:
+    other, secret = live.keys.create("other")
+    for path, body in (
+        (NATIVE, native()),
+        (CHAT, chat()),
+        (COMPLETIONS, {"model": "tiny-base", "prompt": "x"}),
+    ):
+        assert http.post(path, json=body).status_code == 200
+        assert http.post(path, json=body, headers={"Authorization": f"Bearer {secret}"}).status_code == 200
+    salts = [request.cache_salt for request in (*live.instruct.requests, *live.base.requests)]
+    mine = live.keys.verify(live.key)
+    assert mine is not None and salts == [str(mine.id), str(other.id)] * 3
