@@ -95,7 +95,8 @@ def common(one: Text, other: Text) -> int:
     )
 
 
-texts = st.lists(st.integers(0, 1), min_size=1, max_size=14).map(tuple)
+trunks = st.sampled_from([(0,) * 14, (0, 0, 0, 0, 1) * 3, (0, 0, 1, 1) * 3, (1,) * 9])
+texts = st.builds(lambda trunk, length: trunk[:length], trunks, st.integers(1, 14))
 roots = st.sampled_from([A, ("b", False), ("a", True)])
 moves = st.one_of(
     st.tuples(st.just("put"), roots, texts),

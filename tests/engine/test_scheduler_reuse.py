@@ -205,22 +205,27 @@ def test_who_is_suspect_runs_alone_until_it_is_as_far_again() -> None:
 
 
 def test_a_suspect_without_a_place_does_not_hold_up_the_others() -> None:
-    simulation = Simulation(pages=10, page_size=4, slots=3, step_tokens=8)
-    first, second = simulation.add(4, 30), simulation.add(20, 4)
-    simulation.step()
+    simulation = Simulation(pages=10, page_size=4, slots=3, step_tokens=2)
+    first = simulation.add(4, 30)
+    for _ in range(14):
+        simulation.step()
+    second = simulation.add(20, 4)
+    for _ in range(9):
+        simulation.step()
+    assert 0 < second.computed < 20 and first.generated > 20
     failed(simulation, second)
-    simulation.add(16, 3)
-    simulation.scheduler.waiting.reverse()
+    assert [piece.sequence for piece in simulation.step()] == [first]  # the suspect would not fit
     simulation.run()
-    assert len(simulation.finished) == 3 and first.preemptions == 0
+    assert simulation.finished == [first, second] and first.preemptions == 0
 
 
-def test_a_suspect_does_not_wait_for_one_who_waits_for_it() -> None:
+def test_a_suspect_waits_for_nobody() -> None:
     simulation = keeping(step_tokens=16)
     simulation.add(text((1, 100)), 2)
     simulation.step()
-    second = simulation.add(text((1, 99)), 2)
+    second = simulation.add(text((1, 120)), 2)
     second.suspect = 5
+    assert [piece.sequence for piece in simulation.step()] == [second]
     simulation.run()
     assert second.cached == 0
 

@@ -15,6 +15,7 @@ from qnext.engine.request import Output, Request, SamplingParams
 from qnext.model.qwen3_next import Qwen3Next
 
 from .harness import MODEL, Watch, all_is_free, at_once, engine, greedy, request, taken_in, whole
+from .programs import Oracle, Text
 from .test_engine_invariance import YARN, wish
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -62,6 +63,29 @@ def test_a_conversation_goes_on_after_a_restart(tmp_path: Path) -> None:
     with engine(disk_cache=tmp_path, fixed_drafts=True) as made:
         output = whole(made.submit(following))
         assert output.token_ids == wanted and output.cached_tokens == len(prompt) + len(answer) - 1
+
+
+def test_accepted_guesses_survive_a_restart(tmp_path: Path) -> None:
+    """A state that has yet to take in its last tokens says so on disk."""
+    prompt, answer = greedy(33)
+    following = Request((*prompt, *answer, 5, 6, 7), SamplingParams(temperature=0, max_tokens=9, logprobs=0))
+    with engine() as made:
+        wanted = whole(made.submit(following))
+    with engine(disk_cache=tmp_path, fixed_drafts=True, draft_tokens=3) as made:
+        oracle = Oracle(made, 1.0, 0)
+        with at_once(made):
+            stream = made.submit(request(33))
+            oracle.answers[stream] = Text(prompt, answer, (), False)
+        output = whole(stream)
+        assert output.token_ids == answer and output.facts is not None and output.facts.accepted_tokens > 8
+        assert made._steps.cache is not None
+        kept, _ = made._steps.cache.find(("", False), following.prompt, 100)
+        assert kept is not None and kept.replays > 0
+    with engine(disk_cache=tmp_path, fixed_drafts=True, draft_tokens=3) as made:
+        again = whole(made.submit(following))
+        assert again.token_ids == wanted.token_ids and again.cached_tokens == kept.length
+    for one, other in zip(again.logprobs, wanted.logprobs, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
 def test_host_memory_holds_what_was_evicted() -> None:

@@ -140,6 +140,7 @@ def test_a_failure_that_only_company_brings_ends_at_last() -> None:
             found = whole(stream)
             assert found.token_ids == greedy(length)[1][: len(found.token_ids)]
             assert found.finish_reason == "length" or found.error == "MemoryError: too many"
+        assert watch.steps < 40
         assert all_is_free(made)
 
 
@@ -201,9 +202,10 @@ def test_a_guess_that_is_not_finite_hurts_nobody() -> None:
             for each in sequences:
                 each.drafts[each.generated % 3] = POISON
 
-        drafter.draft = poisoned
+        drafter.draft, watch = poisoned, Watch(made)
         for _ in range(2):
             with at_once(made):
                 streams = [made.submit(request(length)) for length in LENGTHS]
             all_answered(streams)
+        assert max(watch.admissions.values()) == 2  # from then on nothing is guessed for it
         assert all_is_free(made)
