@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor
 
 
@@ -90,6 +91,11 @@ class Row(Protocol):
     @property
     def window(self) -> Window | None:
         """None where there are no drafts and no replays."""
+        ...
+
+    @property
+    def table(self) -> np.ndarray:
+        """Start, length, context, slot (-1: none), drafts, replays [N, 6] int64."""
         ...
 
 

@@ -65,6 +65,13 @@ class Packing:
         return sum(self.lengths)
 
     @cached_property
+    def table(self) -> np.ndarray:
+        """What compiled kernels read [N, 6]: start, length, context, slot (-1: none), drafts, replays."""
+        slots = [-1] * len(self.lengths) if self.slots is None else self.slots.tolist()
+        columns = (self.starts, self.lengths, self.contexts, slots, self.drafts, self.replays)
+        return np.ascontiguousarray(np.asarray(columns, np.int64).T)
+
+    @cached_property
     def window(self) -> Window | None:
         """How drafts and replays lie in the caches; None where there are none."""
         if not any(self.drafts) and not any(self.replays):
