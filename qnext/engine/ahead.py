@@ -64,6 +64,8 @@ class Ahead:
 def rows_after(piece: Piece) -> list[Row]:
     """The rows to choose from: after the last token of a whole piece, and after each draft, as far as the
     grammar can tell. Raises what the grammar raises where it cannot even tell the first."""
+    if not piece.drafts and piece.sequence.matcher is None:  # nearly always
+        return [Row(piece.sequence)]
     if piece.sequence.matcher is None:
         return [Row(piece.sequence, piece.drafts[:j]) for j in range(1 + len(piece.drafts))]
     rows: list[Row] = []

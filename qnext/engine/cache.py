@@ -9,7 +9,7 @@ checkpoint, or lies on the way to one; roots are apart by salt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
@@ -115,7 +115,7 @@ class PrefixCache:
         root: Root,
         tokens: Sequence[int],
         length: int,
-        pages: list[int],
+        pages: MutableSequence[int],
         replays: int = 0,
     ) -> Checkpoint | None:
         """Keep the state after `length` of the tokens, which a running sequence has in `pages`. Where the
@@ -202,7 +202,7 @@ class PrefixCache:
         return self.pages.take(count) if self.make_room(count) else None
 
     def _follow(
-        self, cursor: Cursor, root: Root, tokens: Sequence[int], length: int, pages: list[int]
+        self, cursor: Cursor, root: Root, tokens: Sequence[int], length: int, pages: MutableSequence[int]
     ) -> Node:
         """The node of the last whole page within `length`, made (with the sequence's pages) as needed."""
         lost = cursor.node.parent is not None and cursor.node.page is None

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -176,12 +176,12 @@ class Facts:
     routed_experts: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """What one step gave one request. The last one carries `finish_reason` and `facts`, and `error` if the
     reason is "error"; `timed_out` tells a missed deadline from other errors.
 
-    An end-of-answer id is part of `token_ids` (and is counted), so that readers see why it stopped.
+    An end-of-answer id is part of `token_ids` (and is counted), so that readers see why it stopped. A named
+    tuple, since one is made for every step of every request.
     """
 
     token_ids: tuple[int, ...] = ()
@@ -197,8 +197,7 @@ class Output:
         """Several outputs in a row as one: the last one's end, and all tokens."""
         if len(outputs) == 1:
             return outputs[0]
-        return replace(
-            outputs[-1],
+        return outputs[-1]._replace(
             token_ids=tuple(token for each in outputs for token in each.token_ids),
             logprobs=tuple(report for each in outputs for report in each.logprobs),
         )

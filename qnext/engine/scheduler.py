@@ -9,6 +9,9 @@ and a slot exactly while it is in `running`.
 
 from __future__ import annotations
 
+from array import array
+from operator import attrgetter
+
 from .cache import Checkpoint, PrefixCache
 from .config import EngineConfig
 from .pages import Pages
@@ -17,6 +20,7 @@ from .pool import Pool
 from .sequence import Sequence
 
 WORTH_WAITING = 32  # tokens that another sequence is about to leave in the cache
+RANK = attrgetter("rank")
 NEAR = 8  # tokens; a state this close before the start of generation serves for it
 
 
@@ -74,7 +78,7 @@ class Scheduler:
         for sequence in self._turns():
             if left and sequence.slot is not None and sequence in chosen:
                 left -= self._advance(plan, sequence, left)
-        for sequence in sorted(chosen.intersection(self.waiting), key=_rank) if self.slots.free else ():
+        for sequence in sorted(chosen.intersection(self.waiting), key=RANK) if self.slots.free else ():
             if not left or not self.slots.free:
                 break
             if sequence.suspect or not self._worth_waiting(sequence):
@@ -86,18 +90,20 @@ class Scheduler:
         """The running in the order in which they are served."""
         writing = sum(1 + len(each.drafts) for each in self.running if each.pending == 1)
         if writing > self.step_tokens:
-            return sorted(self.running, key=lambda each: (each.served, *_rank(each)))
-        return sorted(self.running, key=lambda each: (each.pending > 1, *_rank(each)))
+            return sorted(self.running, key=lambda each: (each.served, each.rank))
+        return sorted(self.running, key=lambda each: (each.pending > 1, each.rank))
 
     def _advance(self, plan: Plan, sequence: Sequence, left: int) -> int:
         """Plan the next piece of a running sequence -> its tokens; 0 if it had to give way."""
-        length = min(left, sequence.pending)
+        pending = sequence.pending
+        length = min(left, pending)
         if self.alone:  # cut where it depends on nothing but the sequence itself
             prompt = len(sequence.request.prompt) - sequence.computed
             grid = self.step_tokens - sequence.computed % self.step_tokens
             length = max(1, min(prompt, grid))
-        most = min(left - length, sequence.room - 1)  # drafts for which there is use
-        drafts = tuple(sequence.drafts[:most]) if sequence.pending == 1 else ()
+        drafts: tuple[int, ...] = ()
+        if sequence.drafts and pending == 1:  # as many as there is use for
+            drafts = tuple(sequence.drafts[: min(left - length, sequence.room - 1)])
         saves = []
         for mark in sequence.marks:
             if sequence.computed < mark < sequence.computed + length and self.cache is not None:
@@ -129,7 +135,7 @@ class Scheduler:
         self.running.append(sequence)
         slot = self.slots.take(1)
         assert slot is not None
-        sequence.slot, sequence.pages = slot[0], shared
+        sequence.slot, sequence.pages = slot[0], array("q", shared)
         sequence.cursor = None if self.cache is None else self.cache.cursor(sequence.root)
         if hit is None:
             plan.moves.append(Clear(slot[0]))
@@ -150,7 +156,7 @@ class Scheduler:
             self.cache.make_room(missing)
             pages = self.pages.take(missing)
             assert pages is not None
-            sequence.pages += pages
+            sequence.pages.extend(pages)
         if state is None:
             plan.moves.append(Fetch(sequence, hit))
         else:
@@ -176,29 +182,25 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, cells: int) -> bool:
         """Pages for so many cells, taken from the cache and then from younger ones; False if it had to give
         way itself."""
-        while True:
-            missing = max(0, -(-cells // self.page_size) - len(sequence.pages))
-            if self.cache is not None and missing:
+        while (missing := -(-cells // self.page_size) - len(sequence.pages)) > 0:
+            if self.cache is not None:
                 self.cache.make_room(missing)
             pages = self.pages.take(missing)
             if pages is not None:
-                sequence.pages += pages
+                sequence.pages.extend(pages)
                 return True
-            last = max((each for each in self.running if each.served < self.steps), key=_rank)
+            last = max((each for each in self.running if each.served < self.steps), key=RANK)
             last.preemptions += 1
             self.start_over(last)
             if last is sequence:
                 return False
+        return True
 
     def _drop(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
         self.pages.drop(sequence.pages)
         self.slots.give([sequence.slot])
         sequence.reset()
-
-
-def _rank(sequence: Sequence) -> tuple[int, int]:
-    return sequence.request.priority, sequence.arrival
 
 
 def _marks(sequence: Sequence, begin: int, known: int) -> list[int]:

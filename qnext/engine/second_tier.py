@@ -6,6 +6,7 @@ memory. Invariant: an entry holds what its parent does not; only whole chains ar
 
 from __future__ import annotations
 
+from array import array
 from hashlib import blake2b
 
 import torch
@@ -47,7 +48,7 @@ class SecondTier:
             return cls(HostTier(config.host_cache_bytes), runner, cache)
         return None
 
-    def write(self, checkpoint: Checkpoint, slot: int, pages: list[int]) -> None:
+    def write(self, checkpoint: Checkpoint, slot: int, pages: array[int]) -> None:
         """Copy a checkpoint that has just been made; `slot` and `pages` still hold it."""
         if checkpoint.key is not None and checkpoint.key in self._tier:
             return
@@ -94,7 +95,7 @@ class SecondTier:
     def close(self) -> None:
         self._tier.close()
 
-    def _cells(self, pages: list[int], begin: int, end: int) -> Tensor:
+    def _cells(self, pages: array[int], begin: int, end: int) -> Tensor:
         """Keys and values of tokens as bytes, token by token."""
         size = self._runner.page_size
         where = torch.arange(begin, end, device=self._runner.device)
@@ -102,7 +103,7 @@ class SecondTier:
         found = self._runner.state.pages.permute(0, 3, 1, 2, 4, 5)[table[where // size], where % size]
         return found.contiguous().view(torch.uint8).flatten()
 
-    def _set_cells(self, pages: list[int], begin: int, end: int, content: Tensor) -> None:
+    def _set_cells(self, pages: array[int], begin: int, end: int, content: Tensor) -> None:
         """Put `_cells` back."""
         memory, size = self._runner.state.pages, self._runner.page_size
         where = torch.arange(begin, end, device=memory.device)

@@ -8,6 +8,7 @@ and no others, are in the caches (the last `replays` of them not yet in the recu
 from __future__ import annotations
 
 import time
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +32,7 @@ class Sequence:
     stretched: bool = False
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
-    pages: list[int] = field(default_factory=list)
+    pages: array[int] = field(default_factory=lambda: array("q"))  # numpy reads it as it is
     slot: int | None = None
     replays: int = 0
     drafts: list[int] = field(default_factory=list)  # guesses for the next step
@@ -61,6 +62,9 @@ class Sequence:
         self.request = self.stream.request
         self.tokens = list(self.request.prompt)
         self.reasoning = self.request.reasoning is not None
+        self.rank = (self.request.priority, self.arrival)  # the lower, the sooner
+        if self.request.sampling.max_total_tokens is not None:
+            self.limit = min(self.limit, len(self.tokens) + self.request.sampling.max_total_tokens)
         self.root: Root = (self.request.cache_salt, self.stretched)
         self.history = History.of(self.request)
         self.matcher: Matcher | None = None if self.request.grammar is None else self.request.grammar.start()
@@ -77,12 +81,8 @@ class Sequence:
     @property
     def room(self) -> int:
         """Tokens that it may still be given."""
-        sampling, room = self.request.sampling, self.limit - len(self.tokens)
-        if sampling.max_tokens is not None:
-            room = min(room, sampling.max_tokens - self.answered)
-        if sampling.max_total_tokens is not None:
-            room = min(room, sampling.max_total_tokens - self.generated)
-        return room
+        room, most = self.limit - len(self.tokens), self.request.sampling.max_tokens
+        return room if most is None else min(room, most - self.answered)
 
     def admit(self, begin: int, marks: list[int]) -> None:
         """It runs from now on, `begin` tokens were found in the cache."""
@@ -94,17 +94,16 @@ class Sequence:
 
     def reset(self) -> None:
         """It holds nothing any more and is computed anew later."""
-        self.pages, self.slot, self.computed, self.replays, self.kept = [], None, 0, 0, 0
+        self.pages, self.slot, self.computed, self.replays, self.kept = array("q"), None, 0, 0, 0
         self.drafts, self.asked, self.unread, self.last = [], 0, [], None
         self.marks, self.cursor, self.routed = [], None, []
 
     def extend(self, token: int, logprob: TokenLogprob | None) -> Output:
         """Take in a sampled token (and what must follow it), and say what the reader gets."""
         finish, cached = self._append(token), self.cached or 0
-        sampling, bounds = self.request.sampling, self.request.reasoning
-        budget = sampling.thinking_budget
+        bounds, budget = self.request.reasoning, self.request.sampling.thinking_budget
         if budget is None or not self.reasoning:
-            return Output((token,), () if logprob is None else (logprob,), finish, cached_tokens=cached)
+            return Output((token,), () if logprob is None else (logprob,), finish, None, cached)
         gained = [token]
         if finish is None and bounds and self.reasoned >= budget:
             for forced in bounds.close:
@@ -115,7 +114,7 @@ class Sequence:
         if logprob is not None:
             # Tokens that were written, not sampled, had no alternative.
             logprobs = (logprob, *(TokenLogprob(forced, 0.0) for forced in gained[1:]))
-        return Output(tuple(gained), logprobs, finish, cached_tokens=cached)
+        return Output(tuple(gained), logprobs, finish, None, cached)
 
     def facts(self) -> Facts:
         """How it went, up to now."""
@@ -135,7 +134,7 @@ class Sequence:
 
     def _append(self, token: int) -> FinishReason | None:
         request, sampling = self.request, self.request.sampling
-        if not self.generated:
+        if len(self.tokens) == len(request.prompt):
             self.times.append(time.monotonic())
         self.tokens.append(token)
         if self.history is not None:

@@ -163,21 +163,20 @@ class Steps:
         """What follows each whole piece, and each of its drafts; or what its grammar fails with."""
         rows: list[Row] = []
         where: list[int] = []
-        found: list[list[Choice] | Exception] = []
-        spans: list[slice] = []
+        spans: list[slice | Exception] = []
         for piece, start in zip(pieces, step.starts, strict=True):
-            own: list[Row] = []
-            found.append([])
-            if piece.length == piece.sequence.pending:
-                try:
-                    own = rows_after(piece)
-                except Exception as error:
-                    found[-1] = error
-            spans.append(slice(len(rows), len(rows) + len(own)))
-            rows += own
-            where += range(start + piece.length - 1, start + piece.length - 1 + len(own))
+            begin = len(rows)
+            try:
+                if piece.length == piece.sequence.pending:
+                    rows += rows_after(piece)
+            except Exception as error:
+                spans.append(error)
+            else:
+                spans.append(slice(begin, len(rows)))
+                last = start + piece.length - 1
+                where += range(last, last + len(rows) - begin)
         if not rows:
-            return found
+            return [[] if isinstance(span, slice) else span for span in spans]
         scores = self.runner.scores(step.hidden[where])
         # +inf and NaN poison a softmax; -inf merely forbids a token.
         finite = scores.amax(-1).isfinite()
@@ -186,7 +185,7 @@ class Steps:
             scores = scores.masked_fill(~finite[:, None], 0.0)
         tokens = sample(scores, rows)
         choices = list(zip(tokens, logprobs(scores, tokens, rows), sound, strict=True))
-        return [old or choices[span] for old, span in zip(found, spans, strict=True)]
+        return [choices[span] if isinstance(span, slice) else span for span in spans]
 
     def _take_in(
         self, piece: Piece, step: Step, start: int, choices: list[Choice] | Exception
@@ -224,9 +223,11 @@ class Steps:
         if sequence.computed >= sequence.suspect:
             sequence.suspect = 0
         sequence.replays = right
-        sequence.worked += piece.length + len(piece.drafts)
-        sequence.drafted += len(piece.drafts)
-        sequence.accepted += right
+        sequence.worked += piece.length
+        if piece.drafts:
+            sequence.worked += len(piece.drafts)
+            sequence.drafted += len(piece.drafts)
+            sequence.accepted += right
         if sequence.asked:
             self._pace.judged(sequence.asked, right)
             sequence.asked = 0
@@ -291,7 +292,7 @@ class Steps:
         facts = sequence.facts()
         self.scheduler.release(sequence)
         self._count.ended(facts, output.finish_reason, len(sequence.request.prompt), sequence.generated)
-        return sequence.stream, replace(output, facts=facts, cached_tokens=facts.cached_tokens)
+        return sequence.stream, output._replace(facts=facts, cached_tokens=facts.cached_tokens)
 
 
 def _failure(error: Exception) -> Output:

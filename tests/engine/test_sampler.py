@@ -99,6 +99,22 @@ def test_what_is_said_to_be_enough_is_enough(width: int, ties: bool) -> None:
     assert not all(told) and (width < 3 or any(told))
 
 
+@pytest.mark.parametrize("size", [2048, 2055, 4096])
+@pytest.mark.parametrize("allowed", [None, 3, 500])
+def test_the_best_of_many_are_found_in_groups(size: int, allowed: int | None) -> None:
+    """Where tokens are compared in groups first, the distribution is that of all tokens in their order."""
+    for seed, ties in ((0, False), (1, True), (2, True)):
+        scores = random_scores(1, size, seed)[0]
+        scores = tied(scores) if ties else scores
+        if allowed is not None:
+            scores[torch.randperm(size, generator=torch.Generator().manual_seed(seed))[allowed:]] = NEVER
+        for fields in ({"top_k": 8}, {"temperature": 0.5, "top_p": 0.5}, {"temperature": 0.5, "min_p": 0.3}):
+            wish = SamplingParams(**fields)  # type: ignore[arg-type]
+            found = found_chances(scores, wish, 32)
+            assert found is None or found == pytest.approx(found_chances(scores, wish), abs=1e-6)
+            assert found is not None or ties
+
+
 @pytest.mark.parametrize(
     "fields,width,enough",
     [

@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from qnext.engine.request import Output, Request, TokenLogprob
 from qnext.engine.stats import Counters, Stats
@@ -114,7 +113,7 @@ def outputs(request: Request, ids: Sequence[int], pieces: int = 1, cached: int =
         Output(tuple(kept[i : i + pieces]), _logprobs(request, kept[i : i + pieces]), cached_tokens=cached)
         for i in range(0, len(kept), pieces)
     ]
-    return [*made[:-1], replace(made[-1], finish_reason=reason or "length")]
+    return [*made[:-1], made[-1]._replace(finish_reason=reason or "length")]
 
 
 def _logprobs(request: Request, ids: Sequence[int]) -> tuple[TokenLogprob, ...]:
