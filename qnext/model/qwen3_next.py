@@ -5,6 +5,7 @@ Used by `engine/runner` and `train/trainer`. Invariant: it owns weights only; ca
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from .initialise import initialise
 from .layers import RMSNorm, Routing, Step
 from .mtp import MTPHead
 from .packing import Packing
+from .quant import Parts, unpack_model
 from .rotary import rotary_table
 from .state import State
 from .weights import Progress, load_weights, save_checkpoint
@@ -75,6 +77,21 @@ class Qwen3Next(nn.Module):
         checkpoint.check(config)
         model.to_empty(device=device)
         load_weights(model, checkpoint, progress)
+        return model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_packed(
+        cls,
+        config: ModelConfig,
+        packed: Parts,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Qwen3Next:
+        """The float model that a packed one stands for, exactly so in float32 (the default)."""
+        model = cls(replace(config, tie_word_embeddings=False), device="meta", dtype=dtype)
+        model.to_empty(device=device)
+        unpack_model(packed, model)
         return model.eval().requires_grad_(False)
 
     def save_pretrained(self, path: str | Path, *, source: str | Path | None = None) -> None:
