@@ -1,0 +1,127 @@
+"""What this machine can do at most: bytes read and numbers multiplied a second, measured now.
+
+    python benchmarks/roofline.py [--threads 2] [--gib 2] [--seconds 1.0]
+
+Prints one JSON line; `bandwidth` and `measure` are called by the benchmarks that state a share of it. The
+bandwidth is the best of two readers (a Numba loop, torch's sum), each the median of its repeats over a buffer
+that no cache holds; a machine whose memory is shared is only comparable within one run. Peaks are those of
+torch's matrix products, null where a type is not multiplied here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numba
+import numpy as np
+import torch
+
+SIZE = 4096  # of the square matrices
+CHUNKS = 256
+
+
+@numba.njit(parallel=True, fastmath=True, nogil=True)
+def _read(words: np.ndarray) -> int:
+    """Touch every word; chunks are many so that a thread that is held up does not hold up the others."""
+    total = np.int64(0)
+    length = words.size // CHUNKS
+    for chunk in numba.prange(CHUNKS):
+        part = np.int64(0)
+        for i in range(chunk * length, (chunk + 1) * length):
+            part += words[i]
+        total += part
+    return total
+
+
+def rates(work: Callable[[], object], amount: float, seconds: float) -> list[float]:
+    """`amount` a second, repeated for about `seconds` and at least three times, after a first untimed one."""
+    work()
+    found: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(found) < 3 or time.perf_counter() < until:
+        begun = time.perf_counter()
+        work()
+        found.append(amount / (time.perf_counter() - begun))
+    return found
+
+
+def bandwidth(gib: float = 2.0, threads: int = 2, seconds: float = 1.0) -> dict[str, float | str]:
+    """Bytes read a second, in GB/s: the median of the better reader."""
+    numba.set_num_threads(threads)
+    torch.set_num_threads(threads)
+    # written, not only promised: an untouched page would be read from one page of zeros
+    words = np.ones(int(gib * 2**30) // 8, dtype=np.int64)
+    floats = torch.from_numpy(words.view(np.float32))
+    found = {
+        "numba": rates(lambda: _read(words), words.nbytes / 1e9, seconds),
+        "torch": rates(floats.sum, words.nbytes / 1e9, seconds),
+    }
+    reader = max(found, key=lambda name: median(found[name]))
+    return {
+        "read_gb_s": round(median(found[reader]), 2),
+        "read_gb_s_max": round(max(found[reader]), 2),
+        "reader": reader,
+    }
+
+
+def peaks(threads: int = 2, seconds: float = 1.0) -> dict[str, float | None]:
+    """Giga-operations a second (a multiplication and an addition are two) of square matrix products."""
+    torch.set_num_threads(threads)
+    operations = 2 * SIZE**3 / 1e9
+    found: dict[str, float | None] = {}
+    for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16), ("int8", torch.int8)):
+        one = torch.randint(-100, 100, (SIZE, SIZE)).to(dtype)
+        product = torch._int_mm if dtype == torch.int8 else torch.mm
+        try:
+            found[f"{name}_gop_s"] = round(
+                median(rates(lambda p=product, a=one: p(a, a), operations, seconds))
+            )
+        except RuntimeError:  # this build multiplies no such matrices
+            found[f"{name}_gop_s"] = None
+    return found
+
+
+def measure(threads: int = 2, gib: float = 2.0, seconds: float = 1.0) -> dict[str, object]:
+    """Bandwidth and peaks, with the machine's name."""
+    return {
+        "benchmark": "roofline",
+        "device": processor(),
+        "threads": threads,
+        **bandwidth(gib, threads, seconds),
+        **peaks(threads, seconds),
+    }
+
+
+def processor() -> str:
+    """The processor's name and those of its instruction sets that decide which kernels run."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            facts = dict(
+                line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line
+            )
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    facts = {name.strip(): value.strip() for name, value in facts.items()}
+    flags = set(facts.get("flags", "").split())
+    known = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8") if name in flags]
+    return f"{facts.get('model name', platform.machine())} ({', '.join(known)})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--gib", type=float, default=2.0, help="size of the buffer that is read")
+    parser.add_argument("--seconds", type=float, default=1.0, help="a measurement takes")
+    given = parser.parse_args()
+    print(json.dumps(measure(given.threads, given.gib, given.seconds)))
+
+
+if __name__ == "__main__":
+    main()
