@@ -1,25 +1,32 @@
 """How much of a conversation is computed again: tokens prefilled for each token that is really new.
 
-    python benchmarks/conversations.py [MODEL]
+    python benchmarks/conversations.py [MODEL] [--llama-server PROGRAM --gguf FILE --thinking-gguf FILE]
 
 Replays five kinds of traffic, each turn built from the answers before it: a turn appended, the last turn
 edited, thinking stripped from the history (by a thinking model's template), one system prompt under 50 users,
 and a loop of 20 tool calls. A token is new where its text differs from everything asked or answered before.
 Prints one JSON line a trace; `ratio` is prefilled / new from the second turn on, `worst` that of a turn.
+With llama.cpp's server and the same models as GGUF files, the same traffic goes to it as token ids: once with
+its defaults, once with the states of its prompts kept as densely as it can.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from peers.llama_server import LlamaServer
+from peers.process import missing
 
 from qnext import LLM, SamplingParams
 from qnext.engine.request import Request
+from qnext.text.chat import Prompt
 from qnext.text.events import ContentDelta, ToolCallDelta
 
 Messages = list[dict[str, Any]]
@@ -46,6 +53,12 @@ TOOL = {
 }
 
 
+# From a prompt and the trace's name: the answer's ids, and how many of the prompt's tokens were computed.
+Answer = Callable[[Prompt, str], tuple[tuple[int, ...], int]]
+# Their default keeps states 8,192 tokens apart.
+SERVER_OPTIONS = {"llama-server": (), "llama-server, dense states": ("--checkpoint-min-step", "0")}
+
+
 def question(turn: int) -> str:
     topic = TOPICS[turn % len(TOPICS)]
     return f"Question {turn}: please tell me something about {topic}, and why people remember it for so long."
@@ -57,6 +70,7 @@ class Replay:
 
     llm: LLM
     name: str
+    answer: Answer
     known: list[tuple[int, ...]] = field(default_factory=list)
     turns: list[tuple[int, int]] = field(default_factory=list)  # prefilled, new
 
@@ -64,15 +78,9 @@ class Replay:
         """The model's turn, as a client would send it back."""
         chat = self.llm.chat_format
         prompt = chat.encode(messages, tools)
-        request = Request(
-            prompt.ids, GREEDY, chat.eos_token_ids, boundaries=prompt.boundaries, cache_salt=self.name
-        )
-        outputs = list(self.llm.engine.submit(request))
-        answer = tuple(token for output in outputs for token in output.token_ids)
-        facts = outputs[-1].facts
-        assert facts is not None
+        answer, prefilled = self.answer(prompt, self.name)
         shared = max((common(prompt.ids, text) for text in self.known), default=0)
-        self.turns.append((len(prompt.ids) - facts.cached_tokens, len(prompt.ids) - shared))
+        self.turns.append((prefilled, len(prompt.ids) - shared))
         self.known.append(prompt.ids + answer)
         parser = chat.parser(prompt, tools=tools)
         events = [*parser.feed(answer), *parser.finish("stop")]
@@ -136,39 +144,96 @@ def tools(replay: Replay) -> None:
         messages += [turn, *answers]
 
 
-def replays(llm: LLM, thinking: LLM) -> Iterator[tuple[str, Replay]]:
-    for name, trace, model in (
-        ("append a turn", append, llm),
-        ("edit the last turn", edit, llm),
-        ("thinking stripped", append, thinking),
-        ("shared system prompt, 50 users", shared, llm),
-        ("tool loop, 20 calls", tools, llm),
-    ):
-        replay = Replay(model, name)
+TRACES: dict[str, tuple[Callable[[Replay], None], bool]] = {  # and whether a thinking model is asked
+    "append a turn": (append, False),
+    "edit the last turn": (edit, False),
+    "thinking stripped": (append, True),
+    "shared system prompt, 50 users": (shared, False),
+    "tool loop, 20 calls": (tools, False),
+}
+
+
+def engine(llm: LLM) -> Answer:
+    """Our own, in this process; the trace's name keeps the traces apart."""
+
+    def answer(prompt: Prompt, name: str) -> tuple[tuple[int, ...], int]:
+        ends = llm.chat_format.eos_token_ids
+        request = Request(prompt.ids, GREEDY, ends, boundaries=prompt.boundaries, cache_salt=name)
+        outputs = list(llm.engine.submit(request))
+        facts = outputs[-1].facts
+        assert facts is not None
+        ids = tuple(token for output in outputs for token in output.token_ids)
+        return ids, len(prompt.ids) - facts.cached_tokens
+
+    return answer
+
+
+def server(running: LlamaServer, llm: LLM) -> Answer:
+    """llama.cpp's server; the end that it does not tell is told for it."""
+
+    def answer(prompt: Prompt, name: str) -> tuple[tuple[int, ...], int]:
+        made = running.complete(prompt.ids, GREEDY.max_tokens or 0)
+        ended = made.ended and made.tokens[-1:] != (llm.chat_format.eos_token_ids[0],)
+        end = llm.chat_format.eos_token_ids[:1] if ended else ()
+        return made.tokens + tuple(end), made.prefilled
+
+    return answer
+
+
+def replays(
+    llm: LLM, thinking: LLM, program: Path | None, files: tuple[Path | None, Path | None]
+) -> Iterator[tuple[str, Replay]]:
+    for name, (trace, thinks) in TRACES.items():
+        model = thinking if thinks else llm
+        replay = Replay(model, name, engine(model))
         trace(replay)
-        yield name, replay
+        yield "qnext", replay
+        for peer, options in SERVER_OPTIONS.items():
+            gguf = files[thinks]
+            if program is None or missing(program, gguf):
+                continue
+            with LlamaServer(program, str(gguf), *options) as running:
+                replay = Replay(model, name, server(running, model))
+                trace(replay)
+            yield peer, replay
+
+
+def summary(engine: str, replay: Replay) -> dict[str, Any]:
+    later = replay.turns[1:]
+    return {
+        "engine": engine,
+        "trace": replay.name,
+        "turns": len(replay.turns),
+        "first": replay.turns[0][0],
+        "prefilled": sum(prefilled for prefilled, _ in later),
+        "new": sum(new for _, new in later),
+        "ratio": round(sum(p for p, _ in later) / sum(n for _, n in later), 3),
+        "worst": round(max(p / n for p, n in later), 3),
+    }
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", nargs="?", default="tiny-instruct")
+    for option in ("--llama-server", "--gguf", "--thinking-gguf"):
+        parser.add_argument(option, type=Path)
+    given = parser.parse_args()
+    absent = missing(given.llama_server, given.gguf, given.thinking_gguf)
+    if absent:
+        print(json.dumps({"benchmark": "conversations", "engine": "llama-server", "skipped": absent}))
     head = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
-    model = sys.argv[1] if len(sys.argv) > 1 else "tiny-instruct"
-    with LLM(model) as llm, LLM("tiny-thinking") as thinking:
-        for name, replay in replays(llm, thinking):
-            later = replay.turns[1:]
-            line = {
-                "benchmark": "conversations",
-                "device": platform.processor() or platform.machine(),
-                "commit": commit,
-                "trace": name,
-                "turns": len(replay.turns),
-                "first": replay.turns[0][0],
-                "prefilled": sum(prefilled for prefilled, _ in later),
-                "new": sum(new for _, new in later),
-                "ratio": round(sum(p for p, _ in later) / sum(n for _, n in later), 3),
-                "worst": round(max(p / n for p, n in later), 3),
-            }
-            print(json.dumps(line))
+    start = {
+        "benchmark": "conversations",
+        "device": platform.processor() or platform.machine(),
+        "commit": commit,
+    }
+    files = given.gguf, given.thinking_gguf
+    with LLM(given.model) as llm, LLM("tiny-thinking") as thinking:
+        for name, replay in replays(llm, thinking, given.llama_server, files):
+            print(json.dumps({**start, **summary(name, replay)}), flush=True)
 
 
 if __name__ == "__main__":
