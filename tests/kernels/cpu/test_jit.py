@@ -1,0 +1,57 @@
+"""Compiled kernels are kept apart by all that they depend on, and found again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qnext.kernels.cpu import isa, jit
+
+
+def test_the_folder_differs_by_level_sources_and_numba(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QNEXT_KERNEL_CACHE", str(tmp_path))
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    (sources / "jit.py").write_text("one")
+    monkeypatch.setattr(jit, "__file__", str(sources / "jit.py"))
+    found = [jit.folder.__wrapped__()]
+    assert found[0] == jit.folder.__wrapped__() and found[0].parent == tmp_path
+    monkeypatch.setattr(isa, "has_bf16", lambda: "other")
+    found.append(jit.folder.__wrapped__())
+    monkeypatch.setattr(isa, "level", lambda: "other")
+    found.append(jit.folder.__wrapped__())
+    monkeypatch.setattr(jit.numba, "__version__", "0.0")
+    found.append(jit.folder.__wrapped__())
+    (sources / "part.py").write_text("two")
+    found.append(jit.folder.__wrapped__())
+    assert len(set(found)) == len(found)
+
+
+PROGRAM = """
+from qnext.kernels.cpu import attention_decode, jit
+import numpy as np
+attention_decode.lay_out(np.zeros((1, 6), np.int64), 0, (1, 1, 16))
+print(sum(attention_decode.lay_out.stats.cache_hits.values()), jit.folder())
+"""
+
+
+def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
+    lines = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env={**os.environ, "QNEXT_KERNEL_CACHE": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        lines.append(done.stdout.split())
+    (before, folder), (after, same) = lines
+    assert (before, after) == ("0", "1") and folder == same
+    assert [path for path in Path(folder).rglob("*") if path.suffix == ".nbc"]
