@@ -24,7 +24,6 @@ from .exchange import (
     Rules,
     Usage,
 )
-from .facts import written
 from .sse import native_frame
 from .validation import Params, chat_request, flag, logprobs_asked
 
@@ -129,7 +128,7 @@ class NativeReply:
         first = choices[0][1]
         output: dict[str, Any] = {}
         if self.text:
-            output = {"finish_reason": first.finish, "text": first.content, **written(first.facts)}
+            output = {"finish_reason": first.finish, "text": first.content}
         if self.many or not self.text:
             output["choices"] = [self._choice(index, choice) for index, choice in choices]
         return self._envelope(output, answer.usage)
@@ -139,7 +138,6 @@ class NativeReply:
         new = _piece(event, choice) if self.incremental else choice
         if self.text and not self.many:
             output: dict[str, Any] = {"text": new.content, "finish_reason": new.finish or "null"}
-            output |= written(new.facts)
         else:
             output = {"choices": [self._choice(event.index, new, len(choice.calls) - len(new.calls))]}
         return native_frame(answer.events, self._envelope(output, event.share if self.many else event.usage))
@@ -157,14 +155,14 @@ class NativeReply:
             message["reasoning_content"] = choice.reasoning
         if choice.calls:
             message["tool_calls"] = tool_calls(choice, first_call)
-        told: dict[str, Any] = {
+        written: dict[str, Any] = {
             "index": index,
             "finish_reason": choice.finish or "null",
             "message": message,
         }
         if choice.logprobs:
-            told["logprobs"] = logprobs(choice.logprobs)
-        return told | written(choice.facts)
+            written["logprobs"] = logprobs(choice.logprobs)
+        return written
 
     def _envelope(self, output: dict[str, Any], usage: Usage) -> dict[str, Any]:
         counts: dict[str, Any] = {
@@ -181,8 +179,7 @@ class NativeReply:
 def _piece(event: ChatEvent, choice: Choice) -> Choice:
     """What one event added to its choice."""
     calls = [event.call] if event.call is not None else []
-    logprobs = list(event.logprobs)
-    return Choice(event.content, event.reasoning, calls, logprobs, event.finish, facts=event.facts)
+    return Choice(event.content, event.reasoning, calls, list(event.logprobs), event.finish)
 
 
 def tool_calls(choice: Choice, first: int = 0) -> list[dict[str, Any]]:

@@ -1,0 +1,182 @@
+"""The attention half of a layer in one call: norms, rotary positions, the paged cache, attention, the gate.
+
+Called by the CPU form of the attention layer. Invariant: nothing but this file hands addresses to the
+kernels of `attention_*`, and it looks at every tensor first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..ops import Row
+from . import attention_decode, attention_inputs, isa
+from .attention_decode import EXACT, EXACT_BF16, FAST
+from .workspace import Workspace
+
+
+class AttentionWeights(NamedTuple):
+    """Weights of the norms [D] fp32, zero-centred, and the shape: Q query and G key heads of width D."""
+
+    q_norm: Tensor
+    k_norm: Tensor
+    eps: float
+    query_heads: int
+    key_heads: int
+    width: int
+    scale: float
+
+
+def supported(query_heads: int, key_heads: int, width: int, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for heads of a width, and caches of a dtype."""
+    return width % 16 == 0 and query_heads % key_heads == 0 and dtype in (torch.bfloat16, torch.float32)
+
+
+class _Paged(NamedTuple):
+    """Where keys and values are: addresses of both, bytes from page to page, cells a page; the cells of the
+    new tokens [T]; the pages of each sequence [N, P]."""
+
+    dtype: torch.dtype
+    caches: tuple[int, int, int, int]
+    places: np.ndarray
+    pages: np.ndarray
+
+    @classmethod
+    def of(cls, cache: tuple[Tensor, Tensor], row: Row, heads: int, width: int) -> _Paged:
+        """A cache of keys and values [pages, page size, G, D], of which only the pages need not adjoin."""
+        keys, values = cache
+        assert keys.dtype == values.dtype and keys.shape == values.shape
+        assert keys.shape[2:] == (heads, width) and keys[0].is_contiguous() and values[0].is_contiguous()
+        assert row.pages is not None and row.cells is not None
+        size, step = keys.shape[1], keys.stride(0)
+        assert step == values.stride(0) and row.pages.is_contiguous() and row.cells.is_contiguous()
+        assert max(map(sum, zip(row.lengths, row.contexts, strict=True))) <= row.pages.shape[1] * size
+        caches = (keys.data_ptr(), values.data_ptr(), step * keys.element_size(), size)
+        return cls(keys.dtype, caches, row.cells.numpy(), row.pages.numpy())
+
+    @classmethod
+    def fresh(cls, row: Row, heads: int, width: int, workspace: Workspace) -> _Paged:
+        """Without a cache: room for the row's own keys and values, in which a sequence is a "page" that
+        begins at its first token."""
+        assert not any(row.contexts) and not row.first
+        starts = np.asarray(row.starts, np.int64)
+        total, step = sum(row.lengths), heads * width * 4
+        keys, values = (workspace.address(f"attention {name}", total * step) for name in ("keys", "values"))
+        return cls(torch.float32, (keys, values, step, total), np.arange(total), starts[:, None])
+
+
+def _check(
+    projected_TX: Tensor, weights: AttentionWeights, row: Row, rotary: tuple[Tensor, Tensor], out_TQD: Tensor
+) -> None:
+    """What the kernels take for granted of all but the caches."""
+    tokens, columns = projected_TX.shape
+    queries, keys, width = weights.query_heads, weights.key_heads, weights.width
+    assert columns == 2 * (queries + keys) * width and projected_TX.stride(1) == 1
+    assert tokens == sum(row.lengths) and min(row.lengths) > 0
+    assert out_TQD.shape == (tokens, queries * width) and out_TQD.is_contiguous()
+    assert weights.q_norm.shape == weights.k_norm.shape == (width,)
+    cos, sin = rotary
+    assert cos.shape == sin.shape == (tokens, cos.shape[1]) and 2 * cos.shape[1] <= width
+    for tensor in (projected_TX, out_TQD, weights.q_norm, weights.k_norm, cos, sin):
+        assert tensor.dtype == torch.float32 and tensor.stride(-1) == 1 and tensor.device.type == "cpu"
+    assert cos.is_contiguous() and sin.is_contiguous()
+
+
+def gated_attention(
+    projected_TX: Tensor,
+    weights: AttentionWeights,
+    row: Row,
+    rotary: tuple[Tensor, Tensor],
+    cache: tuple[Tensor, Tensor] | None,
+    out_TQD: Tensor,
+    *,
+    workspace: Workspace,
+    exact: bool,
+) -> Tensor:
+    """Rows of (q | gate | k | v) -> the gated answers [T, Q * D], before the output projection.
+
+    New keys and values are rounded to the cache's dtype and are seen as rounded, by their own piece too, so
+    that an answer does not depend on how a prompt was cut. With `exact` all arithmetic is fp32; without it,
+    queries and weights are rounded to bf16 where the cache is bf16 and the machine multiplies it.
+    """
+    _check(projected_TX, weights, row, rotary, out_TQD)
+    shape = (weights.query_heads, weights.key_heads, weights.width)
+    threads = numba.get_num_threads()
+    paged = _Paged.of(cache, row, *shape[1:]) if cache else _Paged.fresh(row, *shape[1:], workspace)
+    kind = EXACT if paged.dtype == torch.float32 else EXACT_BF16
+    if kind == EXACT_BF16 and not exact and isa.has_bf16() and weights.width % 32 == 0:
+        kind = FAST
+    queries = workspace.address("attention queries", len(projected_TX) * shape[0] * shape[2] * 4)
+    attention_inputs.prepare(
+        projected_TX.data_ptr(),
+        projected_TX.stride(0) * 4,
+        len(projected_TX),
+        shape,
+        (weights.q_norm.data_ptr(), weights.k_norm.data_ptr()),
+        weights.eps,
+        (rotary[0].data_ptr(), rotary[1].data_ptr(), rotary[0].shape[1]),
+        weights.scale,
+        queries,
+        kind == FAST,
+        paged.caches,
+        paged.places,
+        kind != EXACT,
+        workspace.address("attention heads", threads * shape[2] * 4),
+        threads,
+    )
+    gates = (projected_TX.data_ptr() + shape[0] * shape[2] * 4, projected_TX.stride(0) * 4)
+    for table, pages in _windows(row.table, paged.pages):
+        held = paged._replace(pages=pages)
+        _decode(kind, table, row.first, shape, queries, held, gates, out_TQD.data_ptr(), workspace)
+    return out_TQD
+
+
+def _decode(
+    kind: int,
+    table: np.ndarray,
+    first: int,
+    shape: tuple[int, int, int],
+    queries: int,
+    paged: _Paged,
+    gates: tuple[int, int],
+    out: int,
+    workspace: Workspace,
+) -> None:
+    """Answer the short pieces of a table."""
+    layout, threads = attention_decode.lay_out(table, first, shape), numba.get_num_threads()
+    parts = workspace.address("attention parts", int(layout[-1, 1]) * 4)
+    step = attention_decode.scratch_bytes(shape)
+    attention_decode.answer(
+        kind,
+        table,
+        layout,
+        first,
+        shape,
+        queries,
+        paged.caches,
+        paged.pages,
+        parts,
+        workspace.address("attention scores", threads * step),
+        step,
+        workspace.address("attention tasks", 64),
+        threads,
+    )
+    attention_decode.combine(table, layout, shape, parts, *gates, out)
+
+
+def _windows(table: np.ndarray, pages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The short pieces together, then each longer one window by window."""
+    short = table[:, 1] <= attention_decode.WINDOW
+    if short.any():
+        yield table, pages
+    for n in np.flatnonzero(~short):
+        start, length, context = table[n, :3]
+        for at in range(0, length, attention_decode.WINDOW):
+            size = min(attention_decode.WINDOW, length - at)
+            window = np.array([[start + at, size, context + at, 0, 0, 0]], np.int64)
+            yield window, np.ascontiguousarray(pages[n : n + 1])

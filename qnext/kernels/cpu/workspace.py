@@ -1,0 +1,43 @@
+"""Memory that kernels use within a call and leave dirty for the next: named pieces that only grow.
+
+Made by whoever calls kernels again and again (a decoder, a benchmark), one for each thread that does so.
+Invariant: a piece starts at a multiple of 64 bytes and stays where it is until more is asked for.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+LINE = 64
+
+
+class Workspace:
+    """Pieces of memory by name."""
+
+    def __init__(self) -> None:
+        self._pieces: dict[str, tuple[int, int, Tensor]] = {}  # address, bytes, what owns them
+        self._tensors: dict[str, Tensor] = {}
+
+    def address(self, name: str, size: int) -> int:
+        """Where a piece of at least `size` bytes begins. What it holds is anything."""
+        found = self._pieces.get(name)
+        if found is None or found[1] < size:
+            memory = torch.empty(size + LINE, dtype=torch.uint8)
+            begin = -(-memory.data_ptr() // LINE) * LINE
+            self._pieces[name] = found = (begin, size, memory)
+        return found[0]
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A piece as a contiguous tensor. The same shape again is the same tensor."""
+        known = self._tensors.get(name)
+        if known is not None and known.shape == shape and known.dtype == dtype:
+            return known
+        size = prod(shape) * dtype.itemsize
+        begin = self.address(name, size)
+        memory = self._pieces[name][2]
+        first = begin - memory.data_ptr()
+        found = self._tensors[name] = memory[first : first + size].view(dtype).view(shape)
+        return found
