@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 
-from qnext.engine.request import Output, TokenLogprob
+from qnext.engine.request import Facts, Output, TokenLogprob
 from qnext.engine.stream import Stream
 from qnext.text.events import ContentDelta, Event, Finish, ReasoningDelta, ToolCallDelta
 from qnext.text.parser import OutputParser
@@ -37,7 +37,7 @@ class Tally:
 
 class Choice:
     """`prompt_length` is in tokens; `leads` is true of the first choice of a prompt, whose cached tokens
-    count."""
+    count; with `facts` the last event tells them, and comes when the engine has ended."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class Choice:
         *,
         prompt_length: int,
         leads: bool,
+        facts: bool = False,
     ) -> None:
         self.index = index
         self.finished = False
@@ -58,6 +59,8 @@ class Choice:
         self._tally = tally
         self._input = prompt_length
         self._leads = leads
+        self._facts = facts
+        self._ended = False
         self._cached = 0
         self._output = 0
         self._logprobs: deque[TokenLogprob] = deque()
@@ -74,10 +77,27 @@ class Choice:
         async for output in outputs:
             for event in self._take(output):
                 yield event
-            if self.finished:
+            if self._ended:
                 return
 
     def _take(self, output: Output) -> Iterator[ChatEvent]:
+        if not self._parser.stopped:
+            yield from self._read(output)
+        reason = output.finish_reason
+        if self._parser.stopped:
+            self.abort()
+            if self._facts and reason is None:  # the engine will tell them with its own end
+                return
+            reason = "stop"
+        if reason is None:
+            return
+        self.finished = self._ended = True
+        if reason not in ("stop", "length"):
+            raise self._failure(output)
+        yield from (self._event(event, output.facts) for event in self._parser.finish(reason))
+
+    def _read(self, output: Output) -> Iterator[ChatEvent]:
+        """The events of an output's tokens, up to the one that stops the answer."""
         self._logprobs.extend(output.logprobs)
         self._count_cached(output.cached_tokens)
         for token in output.token_ids:
@@ -88,15 +108,7 @@ class Choice:
             self._tally.reasoning += self._parser.reasoning_tokens - before
             yield from map(self._event, events)
             if self._parser.stopped:
-                self.abort()
-                yield from map(self._event, self._parser.finish("stop"))
                 return
-        if output.finish_reason is None:
-            return
-        self.finished = True
-        if output.finish_reason not in ("stop", "length"):
-            raise self._failure(output)
-        yield from map(self._event, self._parser.finish(output.finish_reason))
 
     def _count_cached(self, cached: int) -> None:
         if self._leads:
@@ -109,7 +121,7 @@ class Choice:
         _LOG.error("the engine ended an answer: %s: %s", output.finish_reason, output.error)
         return internal()
 
-    def _event(self, event: Event) -> ChatEvent:
+    def _event(self, event: Event, facts: Facts | None = None) -> ChatEvent:
         tally = self._tally
         usage = Usage(tally.input, tally.output, tally.reasoning, tally.cached)
         share = Usage(self._input, self._output, self._parser.reasoning_tokens, self._cached)
@@ -123,7 +135,8 @@ class Choice:
                 return ChatEvent(self.index, usage, share, call=call)
             case Finish(reason):
                 assert reason in ("stop", "length", "tool_calls"), reason
-                return ChatEvent(self.index, usage, share, finish=reason)
+                told_facts = facts if self._facts else None
+                return ChatEvent(self.index, usage, share, finish=reason, facts=told_facts)
 
     def _told(self, ids: tuple[int, ...]) -> tuple[Logprob, ...]:
         """The log-probabilities of a content's tokens; those in between that show no content are passed

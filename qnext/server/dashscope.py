@@ -24,6 +24,7 @@ from .exchange import (
     Rules,
     Usage,
 )
+from .facts import written
 from .sse import native_frame
 from .validation import Params, chat_request, flag, logprobs_asked
 
@@ -128,7 +129,7 @@ class NativeReply:
         first = choices[0][1]
         output: dict[str, Any] = {}
         if self.text:
-            output = {"finish_reason": first.finish, "text": first.content}
+            output = {"finish_reason": first.finish, "text": first.content, **written(first.facts)}
         if self.many or not self.text:
             output["choices"] = [self._choice(index, choice) for index, choice in choices]
         return self._envelope(output, answer.usage)
@@ -138,6 +139,7 @@ class NativeReply:
         new = _piece(event, choice) if self.incremental else choice
         if self.text and not self.many:
             output: dict[str, Any] = {"text": new.content, "finish_reason": new.finish or "null"}
+            output |= written(new.facts)
         else:
             output = {"choices": [self._choice(event.index, new, len(choice.calls) - len(new.calls))]}
         return native_frame(answer.events, self._envelope(output, event.share if self.many else event.usage))
@@ -155,14 +157,14 @@ class NativeReply:
             message["reasoning_content"] = choice.reasoning
         if choice.calls:
             message["tool_calls"] = tool_calls(choice, first_call)
-        written: dict[str, Any] = {
+        told: dict[str, Any] = {
             "index": index,
             "finish_reason": choice.finish or "null",
             "message": message,
         }
         if choice.logprobs:
-            written["logprobs"] = logprobs(choice.logprobs)
-        return written
+            told["logprobs"] = logprobs(choice.logprobs)
+        return told | written(choice.facts)
 
     def _envelope(self, output: dict[str, Any], usage: Usage) -> dict[str, Any]:
         counts: dict[str, Any] = {
@@ -179,7 +181,8 @@ class NativeReply:
 def _piece(event: ChatEvent, choice: Choice) -> Choice:
     """What one event added to its choice."""
     calls = [event.call] if event.call is not None else []
-    return Choice(event.content, event.reasoning, calls, list(event.logprobs), event.finish)
+    logprobs = list(event.logprobs)
+    return Choice(event.content, event.reasoning, calls, logprobs, event.finish, facts=event.facts)
 
 
 def tool_calls(choice: Choice, first: int = 0) -> list[dict[str, Any]]:

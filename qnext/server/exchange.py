@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from qnext.engine.request import SamplingParams
+from qnext.engine.request import Facts, SamplingParams
 from qnext.text.grammar import GrammarSpec
 from qnext.text.messages import Message, ToolCall
 
@@ -37,7 +37,8 @@ class ChatRequest:
 
     `stop_sequences` are further stops, given as token ids. `max_calls` ends the answer after so many tool
     calls. `grammar` is what the answer must look like. Of the requests that wait, those with a lower
-    `priority` go first. What is kept of a prompt is found again only by requests of the same `salt`.
+    `priority` go first. What is kept of a prompt is found again only by requests of the same `salt`. With
+    `facts` each choice ends with the engine's; with `routed_experts` those name the experts too.
     """
 
     model: str
@@ -50,6 +51,8 @@ class ChatRequest:
     grammar: GrammarSpec | None = None
     priority: int = 0
     salt: str = ""
+    facts: bool = False
+    routed_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ class Logprob(Alternative):
 class ChatEvent:
     """A piece of choice `index`: reasoning, content, one whole call, or the end of the choice.
 
-    `usage` counts the whole request up to now, `share` the prompt and this choice alone.
+    `usage` counts the whole request up to now, `share` the prompt and this choice alone. `facts` are there at
+    the end of a choice, if they were asked for.
     """
 
     index: int
@@ -113,6 +117,7 @@ class ChatEvent:
     call: ToolCall | None = None
     logprobs: tuple[Logprob, ...] = ()
     finish: Finish | None = None
+    facts: Facts | None = None
 
 
 @dataclass
@@ -125,6 +130,7 @@ class Choice:
     logprobs: list[Logprob] = field(default_factory=list)
     finish: Finish | None = None
     events: int = 0
+    facts: Facts | None = None
 
 
 @dataclass
@@ -144,6 +150,7 @@ class Answer:
         if event.call is not None:
             choice.calls.append(event.call)
         choice.finish = event.finish or choice.finish
+        choice.facts = event.facts or choice.facts
         choice.events += 1
         self.usage = event.usage
         self.events += 1

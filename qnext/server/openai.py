@@ -14,6 +14,7 @@ from .conversation import conversation
 from .dashscope import logprobs, tool_calls
 from .errors import ApiError, compat_body, invalid
 from .exchange import Answer, ChatEvent, ChatRequest, Choice, Rules, Usage
+from .facts import written
 from .sse import DONE, compat_frame
 from .validation import Params, chat_request, flag, logprobs_asked
 
@@ -70,6 +71,7 @@ class ChatReply:
                 "finish_reason": choice.finish,
                 "logprobs": logprobs(choice.logprobs) if choice.logprobs else None,
                 "message": self._message(choice),
+                **written(choice.facts),
             }
             for index, choice in answer.ordered()
         ]
@@ -112,6 +114,8 @@ class ChatReply:
         """`told`: this chunk tells the log-probabilities of the event."""
         told_logprobs = logprobs(event.logprobs) if told and event.logprobs else None
         choice = {"index": event.index, "delta": delta, "logprobs": told_logprobs, "finish_reason": finish}
+        if finish:
+            choice |= written(event.facts)
         chunk = self._envelope("chat.completion.chunk", [choice])
         if self.include_usage:
             chunk["usage"] = None

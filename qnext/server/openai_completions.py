@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import ApiError, compat_body, invalid
 from .exchange import Answer, ChatEvent, ChatRequest, Logprob, Prompt, Rules
+from .facts import written
 from .openai import usage_counts, usage_wanted
 from .sse import DONE, compat_frame
 from .validation import Params, chat_request, flag, span, token_ids
@@ -80,6 +81,7 @@ class CompletionReply:
     def body(self, answer: Answer) -> dict[str, Any]:
         choices = [
             self._choice(index, self._echo(index) + choice.content, choice.logprobs, 0, choice.finish)
+            | written(choice.facts)
             for index, choice in answer.ordered()
         ]
         return self._envelope(choices) | {"usage": usage_counts(answer.usage)}
@@ -88,8 +90,8 @@ class CompletionReply:
         choice = answer.choices[event.index]
         text = self._echo(event.index) if choice.events == 1 else ""
         offset = len(choice.content) - len(event.content)
-        written = self._choice(event.index, text + event.content, event.logprobs, offset, event.finish)
-        chunk = self._envelope([written])
+        piece = self._choice(event.index, text + event.content, event.logprobs, offset, event.finish)
+        chunk = self._envelope([piece | written(event.facts)])
         if self.include_usage:
             chunk["usage"] = None
         return compat_frame(chunk)

@@ -161,6 +161,7 @@ class Service:
             boundaries=prompt.boundaries,
             cache_salt=request.salt,
             priority=request.priority,
+            routed_experts=request.routed_experts,
             deadline=self._settings.request_timeout,
         )
         try:
@@ -178,7 +179,14 @@ class Service:
             stop_token_ids=sampling.stop_token_ids,
         )
         return Choice(
-            index, stream, parser, chat.tokenizer, tally, prompt_length=len(prompt.ids), leads=j == 0
+            index,
+            stream,
+            parser,
+            chat.tokenizer,
+            tally,
+            prompt_length=len(prompt.ids),
+            leads=j == 0,
+            facts=request.facts or request.routed_experts,
         )
 
 

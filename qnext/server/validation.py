@@ -73,7 +73,7 @@ def chat_request(
     logprobs: int | None,
 ) -> ChatRequest:
     """What all dialects share: sampling, stops, tools, thinking, the form of the answer, `priority` (lower
-    goes first). `logprobs` is None or a number of alternatives."""
+    goes first), `return_facts`, `return_routed_experts`. `logprobs` is None or a number of alternatives."""
     _thinking(params, rules, stream)
     tools, parallel = _tools(params), bool(flag(params, "parallel_tool_calls"))
     grammar = _grammar(params, prompts, tools, parallel)
@@ -98,6 +98,8 @@ def chat_request(
         max_calls=None if parallel else 1,
         grammar=grammar,
         priority=span(params, "priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
+        facts=bool(flag(params, "return_facts")),
+        routed_experts=bool(flag(params, "return_routed_experts")),
     )
 
 

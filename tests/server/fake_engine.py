@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from qnext.engine.request import Output, Request, TokenLogprob
+import numpy as np
+
+from qnext.engine.request import Facts, Output, Request, TokenLogprob
 from qnext.engine.stats import Counters, Stats
 from qnext.engine.stream import Stream
 from qnext.text.tokenizer import Tokenizer
@@ -113,7 +115,18 @@ def outputs(request: Request, ids: Sequence[int], pieces: int = 1, cached: int =
         Output(tuple(kept[i : i + pieces]), _logprobs(request, kept[i : i + pieces]), cached_tokens=cached)
         for i in range(0, len(kept), pieces)
     ]
-    return [*made[:-1], made[-1]._replace(finish_reason=reason or "length")]
+    return [
+        *made[:-1],
+        made[-1]._replace(finish_reason=reason or "length", facts=facts_of(request, kept, cached)),
+    ]
+
+
+def facts_of(request: Request, answer: Sequence[int], cached: int) -> Facts:
+    """What the fake engine tells: made-up times, and the experts of two layers, two for each token."""
+    experts = None
+    if request.routed_experts:
+        experts = np.arange(4 * (len(request.prompt) + len(answer) - 1)).reshape(-1, 2, 2) % 7
+    return Facts(0.25, 0.5, 1.5, cached, len(request.prompt) + len(answer) - 1, 9, 6, 0, experts)
 
 
 def _logprobs(request: Request, ids: Sequence[int]) -> tuple[TokenLogprob, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dashscope
 import httpx
+import numpy as np
 import openai
 import pytest
 import torch
@@ -174,6 +175,32 @@ def test_the_base_model_continues_text(real: Real) -> None:
         model=BASE, prompt="Once upon a time", max_tokens=20, temperature=0
     )
     assert answer.choices[0].text.strip()
+
+
+def test_the_engine_tells_how_it_went(real: Real) -> None:
+    """Facts and experts of an answer that a stop text ended, then of the same prompt from the cache."""
+    seen = []
+    for _ in range(2):
+        answer = real.openai.chat.completions.create(
+            model=INSTRUCT,
+            messages=[{"role": "user", "content": "Tell me how it went, and tell me all of it, please."}],
+            temperature=0,
+            max_tokens=30,
+            stop="e",
+            extra_body={"return_facts": True, "return_routed_experts": True},
+        )
+        told = answer.choices[0].model_dump()
+        facts, usage = told["facts"], answer.usage
+        assert usage is not None and usage.prompt_tokens_details is not None
+        assert usage.prompt_tokens_details.cached_tokens == facts["cached_tokens"]
+        assert facts["prefill_seconds"] > 0 and facts["drafted_tokens"] >= facts["accepted_tokens"]
+        experts = np.asarray(told["routed_experts"])
+        config = real.engines["tiny-instruct"].model_config
+        assert experts.shape[1:] == (config.num_hidden_layers, config.num_experts_per_tok)
+        assert 0 <= experts.min() <= experts.max() < config.num_experts
+        assert len(experts) + facts["cached_tokens"] >= usage.prompt_tokens
+        seen.append(facts)
+    assert seen[0]["cached_tokens"] < seen[1]["cached_tokens"] and real.all_free()
 
 
 def test_a_client_that_goes_away_leaves_nothing_behind(real: Real) -> None:
