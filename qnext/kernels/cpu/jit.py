@@ -7,16 +7,23 @@ another Numba is never loaded.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 import platformdirs
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
 from . import isa
+
+PLAIN: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 
 
 @cache
@@ -31,24 +38,86 @@ def folder() -> Path:
     return Path(home) / digest.hexdigest()
 
 
+@contextmanager
+def _kept() -> Iterator[None]:
+    """What is decorated here is cached in `folder`."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(folder())
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
+
+
 def kernel(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Compile a function when it is first called, once for each set of argument types."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(folder())
-        try:
+        with _kept():
             compiled: Callable[..., Any] = numba.njit(
-                function, cache=True, parallel=parallel, nogil=True, error_model="numpy", boundscheck=False
+                function, cache=True, parallel=parallel, nogil=True, **PLAIN
             )
-        finally:
-            numba.config.CACHE_DIR = before
         return compiled
 
     return decorate
 
 
 def inline(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A part of kernels: compiled into each that calls it."""
-    compiled: Callable[..., Any] = numba.njit(function, error_model="numpy", boundscheck=False)
+    """A part of kernels: compiled into each that calls it. Python cannot call it, which saves much time."""
+    options: dict[str, Any] = {**PLAIN, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    compiled: Callable[..., Any] = numba.njit(**options)(function)
     return compiled
+
+
+class Task:
+    """A function (job, thread, threads) -> None that all threads run at once, `job` being the address of some
+    int64 numbers (see `reader`). It is compiled when first run, and by itself: what a parallel loop calls is
+    compiled five times over."""
+
+    def __init__(self, function: Callable[[int, int, int], None]) -> None:
+        self._function = function
+
+    @cached_property
+    def address(self) -> int:
+        with _kept():
+            compiled = numba.cfunc(types.void(*[types.int64] * 3), cache=True, **PLAIN)(self._function)
+        self._compiled = compiled  # owns the code
+        return int(compiled.address or 0)
+
+    def run(self, job: tuple[int, ...], threads: int) -> None:
+        numbers = np.array(job, np.int64)
+        _fork(self.address, numbers.ctypes.data, threads)
+
+
+def reader(kind: Any) -> Any:
+    """A function for kernels: the NamedTuple of int64 that lies at an address."""
+    found = types.NamedUniTuple(types.int64, len(kind._fields), kind)
+
+    @intrinsic
+    def read(_typing: Any, _address: Any) -> Any:
+        def codegen(context: Any, build: Any, _signature: Any, values: Any) -> Any:
+            place = build.inttoptr(values[0], context.get_value_type(found).as_pointer())
+            return build.load(place, align=8)
+
+        return found(types.int64), codegen
+
+    return read
+
+
+@intrinsic
+def _call(_typing: Any, _address: Any, _job: Any, _thread: Any, _threads: Any) -> Any:
+    """Call a task by its address."""
+
+    def codegen(context: Any, build: Any, _signature: Any, values: Any) -> Any:
+        word = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [word] * 3)
+        build.call(build.inttoptr(values[0], kind.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+@kernel(parallel=True)
+def _fork(address: int, job: int, threads: int) -> None:
+    for thread in numba.prange(threads):
+        _call(address, job, thread, threads)  # type: ignore[call-arg]
