@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from . import fp8, inventory
 from .config import ModelConfig
 from .layout import layout
-from .shard import TensorInfo, read_header
+from .shard import DTYPES, TensorInfo, read_header
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -39,9 +39,9 @@ class Checkpoint:
         self.path = Path(path)
         if not self.path.is_dir():
             raise ValueError(f"{path}: no such checkpoint directory")
-        self.config_dict = _read_json(self.path / CONFIG)
+        self.config_dict = read_json(self.path / CONFIG)
         self.fp8_block = fp8.block_of(self.path / CONFIG, self.config_dict)
-        self.listing, self.tensors = _read_tensors(self.path)
+        self.listing, self.tensors = read_tensors(self.path)
         fp8.check_stated(self.path / CONFIG, self.fp8_block, self.tensors)
         self.mtp_layers = mtp_layers_of(self.tensors)
         counts: Counter[torch.dtype] = Counter()
@@ -60,7 +60,8 @@ def mtp_layers_of(names: Iterable[str]) -> int:
     return int(any(name.startswith("mtp.") for name in names))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ValueError, naming the file, if it holds anything else."""
     if not path.is_file():
         raise ValueError(f"{path}: file is missing; a checkpoint has one")
     try:
@@ -72,12 +73,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return table
 
 
-def _read_tensors(path: Path) -> tuple[Path, dict[str, TensorInfo]]:
-    """The listing file and the tensors that it and the shards agree on."""
+def read_tensors(
+    path: Path, dtypes: Mapping[str, torch.dtype] = DTYPES
+) -> tuple[Path, dict[str, TensorInfo]]:
+    """The listing file of a directory, and the tensors that it and the shards agree on."""
     single, index = path / SINGLE, path / INDEX
     found = {file.name for file in path.glob(SHARDS)}
     if index.is_file():
-        return index, _read_indexed(index, found)
+        return index, _read_indexed(index, found, dtypes)
     if not single.is_file():
         if found:
             raise ValueError(f"{index}: file is missing; it says what is in {', '.join(sorted(found))}")
@@ -88,14 +91,14 @@ def _read_tensors(path: Path) -> tuple[Path, dict[str, TensorInfo]]:
         raise ValueError(f"{single}: file is missing (and so is {INDEX}): the directory holds no weights")
     if found != {SINGLE}:
         raise ValueError(f"{path / min(found - {SINGLE})}: stands next to {SINGLE}, but no {INDEX} names it")
-    tensors = read_header(single)
+    tensors = read_header(single, dtypes)
     if not tensors:
         raise ValueError(f"{single}: holds no tensors")
     return single, tensors
 
 
-def _read_indexed(index: Path, found: set[str]) -> dict[str, TensorInfo]:
-    places = _read_json(index).get("weight_map")
+def _read_indexed(index: Path, found: set[str], dtypes: Mapping[str, torch.dtype]) -> dict[str, TensorInfo]:
+    places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ValueError(f"{index}: weight_map is {places!r}, expected tensor names and their shards")
     for name, shard in places.items():
@@ -110,7 +113,7 @@ def _read_indexed(index: Path, found: set[str]) -> dict[str, TensorInfo]:
         )
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(shards):
-        for name, info in read_header(index.parent / shard).items():
+        for name, info in read_header(index.parent / shard, dtypes).items():
             if name in tensors:
                 raise ValueError(f"{info.file}: tensor {name!r} stands in {tensors[name].file.name} too")
             tensors[name] = info

@@ -32,12 +32,14 @@ def block_of(file: Path, config: Mapping[str, Any]) -> tuple[int, int] | None:
     field = f"{file}: quantization_config"
     if not isinstance(stated, dict):
         raise ValueError(f"{field} is {stated!r}, expected a table")
-    for key, found, expected in (
-        ("quant_method", stated.get("quant_method"), "fp8"),
-        ("fmt", stated.get("fmt", "e4m3"), "e4m3"),
-    ):
-        if found != expected:
-            raise ValueError(f"{field}.{key} is {found!r}, supported is {expected!r}")
+    method, fmt = stated.get("quant_method"), stated.get("fmt", "e4m3")
+    if method != "fp8":
+        raise ValueError(
+            f"{field}.quant_method is {method!r}, supported are 'fp8' (in blocks), plain weights, and what "
+            "`qnext convert --quantize` makes of these"
+        )
+    if fmt != "e4m3":
+        raise ValueError(f"{field}.fmt is {fmt!r}, supported is 'e4m3'")
     block = stated.get("weight_block_size")
     if not isinstance(block, list) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
         raise ValueError(f"{field}.weight_block_size is {block!r}, expected two sizes such as [128, 128]")

@@ -62,13 +62,14 @@ def unpack_model(packed: Parts, model: Network) -> None:
                 _share(floats, targets if target is None else [target])
 
 
-def empty(part: Part, scheme: Scheme) -> Packed:
+def empty(part: Part, scheme: Scheme, device: str = "cpu") -> Packed:
     """Room for a packed part."""
     kind, (*lead, rows, columns) = scheme.kind_of(part.name), part.shape
     blocks, width = stored_shape(kind, scheme.group, rows, columns)
-    data = torch.empty(*lead, blocks, width * ROWS * BITS[kind] // (8 * LINE), LINE, dtype=torch.uint8)
-    coded = kind in ZERO
-    scales = torch.empty((*lead, blocks, width // scheme.group, ROWS) if coded else 0, dtype=torch.bfloat16)
+    lines, coded = width * ROWS * BITS[kind] // (8 * LINE), kind in ZERO
+    data = torch.empty(*lead, blocks, lines, LINE, dtype=torch.uint8, device=device)
+    shape = (*lead, blocks, width // scheme.group, ROWS) if coded else (0,)
+    scales = torch.empty(shape, dtype=torch.bfloat16, device=device)
     return Packed(data, scales, kind, scheme.group if coded else width, rows, columns)
 
 
@@ -78,6 +79,8 @@ def _pack(part: Part, sources: list[Tensor], scheme: Scheme) -> Packed:
         floats = _interleave(matrix) if part.form == "swiglu" else matrix
         for first, piece in _pieces(packed, index):
             rounded = quantise(floats[first : first + piece.rows], piece.kind, piece.group)
+            if not rounded.scales.isfinite().all():
+                raise ValueError(f"{part.name} cannot be {piece.kind}: a weight is not a finite number")
             piece.data.copy_(rounded.data)
             piece.scales.copy_(rounded.scales)
     return packed

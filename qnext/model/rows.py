@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import fp8
 from .layout import Entry
@@ -19,7 +19,7 @@ from .shard import BLOCK, DTYPES
 class Rows:
     """Every parameter as `[rows, width]` (a vector has width 1), sharing its memory."""
 
-    def __init__(self, parameters: Iterable[tuple[str, nn.Parameter]], entries: Iterable[Entry]) -> None:
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]], entries: Iterable[Entry]) -> None:
         self._views = {
             name: parameter.detach().view(-1, 1 if parameter.ndim == 1 else parameter.shape[-1])
             for name, parameter in parameters

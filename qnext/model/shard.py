@@ -25,7 +25,8 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
 }
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PACKED_DTYPES = {**DTYPES, "U8": torch.uint8}  # a packed checkpoint also holds bytes
+_NAMES = {dtype: name for name, dtype in PACKED_DTYPES.items()}
 BLOCK = 4 << 20  # bytes moved at a time
 _MAX_HEADER = 100_000_000  # the format's own bound, in bytes
 
@@ -48,8 +49,9 @@ class TensorInfo:
         return self.numel * self.dtype.itemsize
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """The tensors of a shard. Raises ValueError, naming the file and the tensor, on anything out of order."""
+def read_header(path: Path, dtypes: Mapping[str, torch.dtype] = DTYPES) -> dict[str, TensorInfo]:
+    """The tensors of a shard, which may have these `dtypes`. Raises ValueError, naming the file and the
+    tensor, on anything out of order."""
     size = path.stat().st_size
     if size < 8:
         raise ValueError(f"{path}: {size} bytes are no safetensors file; download it again")
@@ -68,7 +70,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise ValueError(f"{path}: not a safetensors file: its header is no JSON object")
     header.pop("__metadata__", None)
     start = 8 + length
-    tensors = {name: _entry(path, name, entry, start) for name, entry in header.items()}
+    tensors = {name: _entry(path, name, entry, start, dtypes) for name, entry in header.items()}
     end = start
     for name, info in sorted(tensors.items(), key=lambda item: item[1].offset):
         if info.offset != end:
@@ -92,7 +94,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _entry(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
+def _entry(path: Path, name: str, entry: Any, start: int, dtypes: Mapping[str, torch.dtype]) -> TensorInfo:
     def is_size(value: Any) -> bool:
         return type(value) is int and value >= 0
 
@@ -101,13 +103,13 @@ def _entry(path: Path, name: str, entry: Any, start: int) -> TensorInfo:
             f"{path}: tensor {name!r} is described by {entry!r}, not by dtype, shape and data_offsets"
         )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"{path}: tensor {name!r} has dtype {dtype!r}, supported are {', '.join(DTYPES)}")
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        raise ValueError(f"{path}: tensor {name!r} has dtype {dtype!r}, supported are {', '.join(dtypes)}")
     if not isinstance(shape, list) or not all(map(is_size, shape)):
         raise ValueError(f"{path}: tensor {name!r} has shape {shape!r}, expected a list of sizes")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
         raise ValueError(f"{path}: tensor {name!r} has data_offsets {offsets!r}, expected two byte positions")
-    info = TensorInfo(path, DTYPES[dtype], tuple(shape), start + offsets[0])
+    info = TensorInfo(path, dtypes[dtype], tuple(shape), start + offsets[0])
     if offsets[1] - offsets[0] != info.nbytes:
         raise ValueError(
             f"{path}: tensor {name!r} has data_offsets {offsets}, {offsets[1] - offsets[0]} bytes, "
@@ -147,16 +149,21 @@ def same_data(one: TensorInfo, other: TensorInfo) -> bool:
 
 
 def write_shard(
-    path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], blocks: Iterable[Tensor]
+    path: Path,
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    blocks: Iterable[Tensor],
+    *,
+    align: int = 8,
 ) -> None:
-    """Write a shard; `blocks` are the data of `tensors`, in that order, in contiguous pieces of any size."""
+    """Write a shard; `blocks` are the data of `tensors`, in that order, in contiguous pieces of any size. The
+    first begins at a multiple of `align` bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, shape) in tensors.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin aligned
+    text += b" " * (-(8 + len(text)) % align)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for block in blocks:

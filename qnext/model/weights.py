@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
@@ -63,14 +63,27 @@ def load_weights(model: Network, checkpoint: Checkpoint, progress: Progress | No
     Raises ValueError naming file, tensor and expectation if the checkpoint is not exactly this network's; all
     but a damaged scale is found before any parameter is touched.
     """
-    checkpoint.check(model.config)
-    _check_head(model.config, checkpoint)
-    entries = layout(model.config)
-    rows = Rows(model.named_parameters(), entries)
+    check_weights(model.config, checkpoint)
+    entries, done = layout(model.config), 0
+    total = sum(checkpoint.tensors[entry.name].nbytes for entry in entries)
+    for nbytes in fill(model.named_parameters(), checkpoint, entries):
+        done += nbytes
+        if progress:
+            progress(done, total)
+
+
+def fill(
+    parameters: Iterable[tuple[str, Tensor]], checkpoint: Checkpoint, entries: Iterable[Entry]
+) -> Iterator[int]:
+    """Fill these parameters, which are all that these entries hold; gives the bytes of each tensor read.
+
+    Raises ValueError on a damaged scale; all else is to be found before, by `check_weights`.
+    """
+    entries = list(entries)
+    rows = Rows(parameters, entries)
     placed = [(checkpoint.tensors[entry.name], entry) for entry in entries]
     placed.sort(key=lambda pair: (pair[0].file, pair[0].offset))
     buffer = torch.empty(BLOCK, dtype=torch.uint8)
-    done, total = 0, sum(info.nbytes for info, _ in placed)
     for path, group in groupby(placed, key=lambda pair: pair[0].file):
         with open(path, "rb", buffering=0) as file:
             for info, entry in group:
@@ -84,9 +97,7 @@ def load_weights(model: Network, checkpoint: Checkpoint, progress: Progress | No
                 for run in rows.of(entry):
                     source.copy(first, run)
                     first += len(run)
-                done += info.nbytes
-                if progress:
-                    progress(done, total)
+                yield info.nbytes
 
 
 @dataclass(frozen=True)
@@ -111,8 +122,10 @@ class _Source:
             first += len(block)
 
 
-def _check_head(config: ModelConfig, checkpoint: Checkpoint) -> None:
-    """Raises ValueError if the embedding is tied, yet the checkpoint has a head that is no copy of it."""
+def check_weights(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Raises ValueError unless the tensors are exactly those of a network of this shape; a head beside a tied
+    embedding must be a copy of it."""
+    checkpoint.check(config)
     head = checkpoint.tensors.get(inventory.HEAD)
     if config.tie_word_embeddings and head and not same_data(head, checkpoint.tensors[inventory.EMBEDDING]):
         raise ValueError(
