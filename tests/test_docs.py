@@ -12,12 +12,9 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -25,11 +22,11 @@ import pytest
 from qnext.models import locate
 
 from .model.published import PUBLISHED
+from .process import QNEXT, Server, start, stop
 from .train.corpus import write_corpus
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
-QNEXT = str(Path(sys.executable).parent / "qnext")
 REAL = "/models/Qwen3-Next-80B-A3B-Instruct"
 
 
@@ -51,46 +48,6 @@ COMMANDS = sorted(
         if line.split("#")[0].strip()
     }
 )
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running `qnext serve`: its address, its key, and what it printed when it started."""
-
-    base: str
-    key: str
-    banner: str
-
-
-def start(arguments: list[str], home: Path) -> tuple[subprocess.Popen[str], Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [QNEXT, "serve", *arguments, "--port", str(port)],
-        env=os.environ | {"QNEXT_HOME": str(home)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    banner = ""
-    for line in process.stderr:
-        banner += line
-        if "answer.output" in line:
-            break
-    key = re.search(r"sk-[0-9a-f]{32}", banner)
-    assert key, banner
-    for _ in range(100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.1)
-    return process, Server(f"http://127.0.0.1:{port}", key[0], banner)
-
-
-def stop(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-    process.communicate(timeout=30)
 
 
 @pytest.fixture(scope="module")
