@@ -1,5 +1,5 @@
-"""A matrix as the CPU kernels read it: blocks of 16 rows, line after line of 64 bytes, each with some columns of
-all 16 rows, so that one load feeds 16 sums; with a scale for each row and group of columns.
+"""A matrix as the CPU kernels read it: blocks of 16 rows, line after line of 64 bytes, each with some columns
+of all 16 rows, so that one load feeds 16 sums; with a scale for each row and group of columns.
 
 Made by `model/quant` once, read by `kernels/cpu` in place (also straight from a file). This module is its
 definition: `dequantise` says what numbers the bytes mean, and is the twin of every kernel that reads them.
@@ -22,7 +22,7 @@ ZERO = {"int4": 8, "int8": 128}  # what a code of zero is stored as
 
 
 class Packed(NamedTuple):
-    """`data` [..., B, L, 64] bytes, `scales` [..., B, K / G, 16] bf16 (empty for floats); `rows` and `columns`
+    """`data` [..., B, L, 64] bytes, `scales` [..., B, K / G, 16] bf16 (none for floats); `rows`, `columns`
     before they were padded. Leading dimensions are matrices of one shape, such as experts."""
 
     data: Tensor
@@ -106,7 +106,7 @@ def unpack(packed: Packed) -> Tensor:
 def quantise(weight: Tensor, kind: str, group: int = 64) -> Packed:
     """Round a matrix [..., N, K] to the nearest codes; floats are only converted.
 
-    The scale of a group makes its largest number a whole code: of int4, the lowest (-8), which has the most room.
+    The scale of a group makes its largest number a whole code: of int4, the lowest (-8), where is most room.
     """
     if kind not in ZERO:
         return pack(weight.to(getattr(torch, kind)), None, kind, group)

@@ -222,6 +222,13 @@ def store_i8(build: Build, p: Any, x: Any) -> None:
     write(build, build.trunc(x, ir.VectorType(I8, 16)), p)
 
 
+@op(types.void, address, address, address)
+def copy(build: Build, to: Any, source: Any, size: Any) -> None:
+    """So many bytes; the two places must not overlap."""
+    to, source = (build.inttoptr(p, ir.PointerType(I8)) for p in (to, source))
+    call(build, "llvm.memcpy.p0.p0.i64", ir.VoidType(), to, source, size, ir.Constant(ir.IntType(1), 0))
+
+
 @op(types.void, address)
 def prefetch(build: Build, p: Any) -> None:
     """Ask for a cache line that will be read."""
@@ -317,6 +324,12 @@ def shift_right(build: Build, x: Any, count: int) -> Any:
     return build.lshr(x, every(VI, count))
 
 
+@op(i32x16, i32x16, integer)
+def shift_right_by(build: Build, x: Any, count: Any) -> Any:
+    """Zeros come in."""
+    return build.lshr(x, splat(build, count, VI))
+
+
 @op(i32x16, i32x16, literal)
 def shift_left(build: Build, x: Any, count: int) -> Any:
     return build.shl(x, every(VI, count))
@@ -328,17 +341,14 @@ def masked(build: Build, x: Any, bits: int) -> Any:
     return build.and_(x, every(VI, bits))
 
 
-@op(f32x16, f32x16, i32x16)
-def look_up(build: Build, table: Any, index: Any) -> Any:
-    """`table[index & 15]` (vpermps)."""
+@op(f32x16, i32x16, integer)
+def nibble(build: Build, x: Any, shift: Any) -> Any:
+    """(x >> shift & 15) - 8 as floats (vpermps in a table of 16)."""
+    moved = build.lshr(x, splat(build, shift, VI))
     if isa.has("avx512vnni"):
-        return call(build, "llvm.x86.avx512.permvar.sf.512", VF, table, index)
-    found = ir.Constant(VF, ir.Undefined)
-    for place in range(16):
-        at = ir.Constant(I32, place)
-        which = build.and_(build.extract_element(index, at), ir.Constant(I32, 15))
-        found = build.insert_element(found, build.extract_element(table, which), at)
-    return found
+        table = ir.Constant(VF, [float(code - 8) for code in range(16)])
+        return call(build, "llvm.x86.avx512.permvar.sf.512", VF, table, moved)
+    return build.sitofp(build.sub(build.and_(moved, every(VI, 15)), every(VI, 8)), VF)
 
 
 @op(i32x16, i32x16, i32x16, i32x16)

@@ -1,0 +1,155 @@
+"""Dot products of 16 packed rows with a few tokens: the innermost loops of every matrix product.
+
+Called by `linear` and `experts`, which say which rows and tokens. Weights are read once for up to eight
+tokens; a token's sums are added in the same order beside any others, so that its result is the same to the
+bit. `bits`, `coded` and `tokens` are literal integers: what is made of them is compiled by itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import literally
+from numba.extending import overload
+
+from .jit import inline
+from .simd import (
+    as_float,
+    dot_u8_i8,
+    fill,
+    fill_i32,
+    fma,
+    load_bf16,
+    load_i32,
+    masked,
+    nibble,
+    peek_i32,
+    prefetch,
+    registers_f32,
+    registers_i32,
+    shift_left,
+    shift_right,
+    shift_right_by,
+    spread,
+    spread_i32,
+    store,
+    to_float,
+)
+
+AHEAD = 1536  # bytes that are asked for before they are read
+
+
+@inline
+def codes(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no-untyped-def]
+    """Codes of weights (4 or 8 bits) by codes of inputs. Products are exact: only the inputs were rounded."""
+    bits, tokens = literally(bits), literally(tokens)
+    data, scales, size, groups, group = matrix
+    width, row, row_scales, row_sums = x
+    data, scales = data + block * size, scales + block * groups * 32
+    row, row_scales, row_sums = (
+        row + first * width,
+        row_scales + first * groups * 4,
+        row_sums + first * groups * 4,
+    )
+    sums, ints = registers_f32(tokens), registers_i32(tokens)
+    for t in range(tokens):
+        sums[t] = fill(np.float32(0))
+    for g in range(groups):
+        at = 4 * g
+        for t in range(tokens):  # a stored zero is 8 or 128: so much too much is in each product
+            ints[t] = fill_i32(peek_i32(row_sums + at + t * groups * 4) * np.int32(-8 if bits == 4 else -128))
+        for _ in range(group * bits // 32):
+            line = load_i32(data)
+            prefetch(data + AHEAD)
+            data += 64
+            if bits == 4:
+                low, high = masked(line, 0x0F0F0F0F), masked(shift_right(line, 4), 0x0F0F0F0F)
+                for t in range(tokens):
+                    ints[t] = dot_u8_i8(ints[t], low, spread_i32(row + t * width))
+                for t in range(tokens):
+                    ints[t] = dot_u8_i8(ints[t], high, spread_i32(row + t * width + 4))
+                row += 8
+            else:
+                for t in range(tokens):
+                    ints[t] = dot_u8_i8(ints[t], line, spread_i32(row + t * width))
+                row += 4
+        scale = load_bf16(scales)
+        scales += 32
+        for t in range(tokens):
+            sums[t] = fma(to_float(ints[t]), scale * spread(row_scales + at + t * groups * 4), sums[t])
+    for t in range(tokens):
+        store(out + t * step, sums[t])
+
+
+@inline
+def column(bits, line, j):  # type: ignore[no-untyped-def]
+    """Column j of a line: 16 weights, before their scale."""
+    bits = literally(bits)
+    if bits == 4:
+        return nibble(line, np.int32(8 * (j % 4) + 4 * (j // 4)))
+    if bits == 8:
+        return to_float(masked(shift_right_by(line, np.int32(8 * j)), 255)) - fill(np.float32(128))
+    if bits == 16:
+        return as_float(shift_left(line, 16)) if j == 0 else as_float(masked(line, -65536))
+    return as_float(line)
+
+
+@inline
+def floats(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no-untyped-def]
+    """Weights of any kind by fp32 inputs: exact but for the rounding of fp32 sums."""
+    bits, tokens = literally(bits), literally(tokens)
+    data, scales, size, groups, group = matrix
+    width, row, _, _ = x
+    data, scales, row = data + block * size, scales + block * groups * 32, row + 4 * first * width
+    sums, part = registers_f32(tokens), registers_f32(tokens)
+    for t in range(tokens):
+        sums[t] = fill(np.float32(0))
+    for _ in range(groups):
+        for t in range(tokens):
+            part[t] = fill(np.float32(0))
+        for _ in range(group * bits // 32):
+            line = load_i32(data)
+            prefetch(data + AHEAD)
+            data += 64
+            for j in range(32 // bits):
+                weights = column(bits, line, j)
+                for t in range(tokens):
+                    part[t] = fma(weights, spread(row + 4 * (t * width + j)), part[t])
+            row += 128 // bits
+        if bits < 16:
+            scale = load_bf16(scales)
+            scales += 32
+            for t in range(tokens):
+                sums[t] = fma(part[t], scale, sums[t])
+        else:
+            for t in range(tokens):
+                sums[t] = sums[t] + part[t]
+    for t in range(tokens):
+        store(out + t * step, sums[t])
+
+
+def dot(bits, coded, matrix, block, x, first, last, out, step):  # type: ignore[no-untyped-def]
+    """Rows 16 * block and on by tokens `first` to `last` -> fp32 [tokens, 16] at `out`, `step` bytes apart.
+
+    `matrix`: addresses of data and scales, bytes of a block's data, groups, columns a group. `x`: columns,
+    then addresses of the rows (codes where `coded`, else floats), their scales and sums.
+    """
+    raise NotImplementedError("compiled code only")
+
+
+@overload(dot, prefer_literal=True)
+def _dot(bits, coded, matrix, block, x, first, last, out, step):  # type: ignore[no-untyped-def]
+    product = codes if coded.literal_value else floats  # the other one is not compiled at all
+
+    def by_eights(bits, coded, matrix, block, x, first, last, out, step):  # type: ignore[no-untyped-def]
+        while first + 8 <= last:
+            product(bits, 8, matrix, block, x, first, out, step)
+            first += 8
+            out += 8 * step
+        while first + 2 <= last:
+            product(bits, 2, matrix, block, x, first, out, step)
+            first += 2
+            out += 2 * step
+        if first < last:
+            product(bits, 1, matrix, block, x, first, out, step)
+
+    return by_eights

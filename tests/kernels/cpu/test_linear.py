@@ -1,0 +1,57 @@
+"""Products of packed matrices against the numbers that the bytes mean; rows alone against rows together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from qnext.kernels.cpu.linear import linear, prepare
+from qnext.kernels.cpu.workspace import Workspace
+from qnext.kernels.packed import BITS, ZERO, dequantise, quantise
+
+CASES = [(kind, coded) for kind in BITS for coded in ((False, True) if kind in ZERO else (False,))]
+
+
+def normed(x: Tensor, weight: Tensor) -> Tensor:
+    x = x.double()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (1 + weight.double())
+
+
+@pytest.mark.parametrize(("kind", "coded"), CASES)
+def test_product(kind: str, coded: bool) -> None:
+    for rows, columns, tokens in ((48, 96, 1), (33, 256, 7), (80, 160, 15), (16, 64, 300)):
+        packed, workspace = quantise(torch.randn(rows, columns), kind, 32), Workspace()
+        x, weight = torch.randn(tokens, columns), torch.randn(columns) / 10
+        group = 32 if coded else 0
+        inputs = prepare(x, packed.width, group, workspace, norm=weight, eps=1e-6)
+        out = torch.full((tokens, 16 * packed.data.shape[0]), float("nan"))
+        add = torch.randn(out.shape)
+        linear(inputs, packed, out, add=add)
+        want = normed(x, weight) @ dequantise(packed).double().T
+        error = ((out - add)[:, :rows] - want).norm() / want.norm()
+        assert error < (2e-2 if coded else 2e-6)
+        row = linear(
+            prepare(x[-1:], packed.width, group, Workspace(), norm=weight, eps=1e-6),
+            packed,
+            torch.empty(1, out.shape[1]),
+            add=add[-1:],
+        )
+        assert torch.equal(row[0], out[-1])
+
+
+def test_codes_of_inputs_are_the_nearest() -> None:
+    x = torch.randn(5, 128) * torch.tensor([[1e-3], [1], [50], [0], [7]])
+    inputs = prepare(x, 128, 64, Workspace())
+    scales = x.unflatten(1, (2, 64)).abs().amax(-1) / 127
+    assert torch.allclose(inputs.scales, scales, rtol=1e-6)
+    assert torch.equal(inputs.sums, inputs.codes.unflatten(1, (2, 64)).sum(-1, dtype=torch.int32))
+    back = inputs.codes.unflatten(1, (2, 64)) * inputs.scales[..., None]
+    assert ((back.flatten(1) - x).abs() <= 0.5001 * scales.repeat_interleave(64, 1) + 1e-12).all()
+
+
+def test_a_bias_goes_to_every_row() -> None:
+    packed, x, bias = quantise(torch.randn(16, 64), "float32"), torch.randn(3, 64), torch.randn(16)
+    inputs = prepare(x, 64, 0, Workspace())
+    with_bias = linear(inputs, packed, torch.empty(3, 16), add=bias)
+    assert torch.equal(with_bias, linear(inputs, packed, torch.empty(3, 16)) + bias)
