@@ -6,8 +6,7 @@ Replays five kinds of traffic, each turn built from the answers before it: a tur
 edited, thinking stripped from the history (by a thinking model's template), one system prompt under 50 users,
 and a loop of 20 tool calls. A token is new where its text differs from everything asked or answered before.
 Prints one JSON line a trace; `ratio` is prefilled / new from the second turn on, `worst` that of a turn.
-With llama.cpp's server and the same models as GGUF files, the same traffic goes to it as token ids: once with
-its defaults, once with the states of its prompts kept as densely as it can.
+With llama.cpp's server and the same models as GGUF files, the same traffic goes to it as token ids.
 """
 
 from __future__ import annotations
@@ -55,8 +54,6 @@ TOOL = {
 
 # From a prompt and the trace's name: the answer's ids, and how many of the prompt's tokens were computed.
 Answer = Callable[[Prompt, str], tuple[tuple[int, ...], int]]
-# Their default keeps states 8,192 tokens apart.
-SERVER_OPTIONS = {"llama-server": (), "llama-server, dense states": ("--checkpoint-min-step", "0")}
 
 
 def question(turn: int) -> str:
@@ -188,14 +185,13 @@ def replays(
         replay = Replay(model, name, engine(model))
         trace(replay)
         yield "qnext", replay
-        for peer, options in SERVER_OPTIONS.items():
-            gguf = files[thinks]
-            if program is None or missing(program, gguf):
-                continue
-            with LlamaServer(program, str(gguf), *options) as running:
-                replay = Replay(model, name, server(running, model))
-                trace(replay)
-            yield peer, replay
+        gguf = files[thinks]
+        if program is None or gguf is None or missing(program, gguf):
+            continue
+        with LlamaServer(program, gguf) as running:
+            replay = Replay(model, name, server(running, model))
+            trace(replay)
+        yield "llama-server", replay
 
 
 def summary(engine: str, replay: Replay) -> dict[str, Any]:

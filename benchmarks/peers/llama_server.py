@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-START_SECONDS = 60
+START_SECONDS = 180
 ANSWER_SECONDS = 120
 
 
@@ -37,6 +37,7 @@ class LlamaServer:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self._url = f"http://127.0.0.1:{port}"
+        # one thread: what counts is counted, not timed, and two that spin wait long on busy cores
         words = [
             str(program),
             "-m",
@@ -46,7 +47,7 @@ class LlamaServer:
             "--port",
             str(port),
             "-t",
-            "2",
+            "1",
             *options,
         ]
         self._child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -28,8 +28,9 @@ def run(
     preload: str | None = None,
 ) -> dict[str, Any]:
     """A line of figures. `preload` is a colon-separated list of libraries, as in LD_PRELOAD."""
-    head: dict[str, Any] = {"peer": "vllm-cpu", "weights": quantization or "bf16"}
-    absent = process.missing(python, checkpoint)
+    config = Path(checkpoint, "config.json")
+    head: dict[str, Any] = {"peer": "vllm-cpu", "weights": quantization or _stored(config)}
+    absent = process.missing(python, config)
     if absent:
         return {**head, "skipped": absent}
     environment = {
@@ -54,11 +55,19 @@ def run(
     return {**head, **ended.lines[-1], "peak_rss_gib": ended.peak_rss_gib}
 
 
+def _stored(config: Path) -> str:
+    """How the checkpoint itself stores its weights."""
+    if not config.is_file():
+        return "unknown"
+    stated = json.loads(config.read_text()).get("quantization_config")
+    return f"{stated['quant_method']}, {stated.get('format', '')}" if stated else "bf16"
+
+
 def child(checkpoint: str, load: Load, quantization: str | None) -> dict[str, Any]:
     """Runs inside vLLM's environment."""
     import vllm
 
-    longest = max(*load.prompts, *load.contexts) + load.tokens + 1
+    longest = max([*load.prompts, *load.contexts]) + load.tokens + 1
     engine = vllm.LLM(
         model=checkpoint,
         dtype="bfloat16",
@@ -67,7 +76,7 @@ def child(checkpoint: str, load: Load, quantization: str | None) -> dict[str, An
         enable_prefix_caching=False,
         max_model_len=longest,
         max_num_batched_tokens=max(longest, 4352),
-        max_num_seqs=max(1, *load.batches),
+        max_num_seqs=max([1, *load.batches]),
         seed=0,
     )
 
