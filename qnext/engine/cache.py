@@ -226,13 +226,15 @@ class PrefixCache:
         cursor.node, cursor.depth = node, length // self.page_size
         return node
 
-    def _value(self, checkpoint: Checkpoint) -> None:
+    def worth(self, checkpoint: Checkpoint) -> float:
         """Greedy-dual-size-frequency (Cherkasova 1998): tokens that would have to be computed again, times
         uses, per page that it holds, and an age that rises with every eviction."""
         above = next((c.length for c in self.above(checkpoint) if c.state is not None), 0)
         cost = checkpoint.length - above
-        size = self.state_pages + cost / self.page_size
-        checkpoint.worth = self._clock + checkpoint.uses * cost / size
+        return self._clock + checkpoint.uses * cost / (self.state_pages + cost / self.page_size)
+
+    def _value(self, checkpoint: Checkpoint) -> None:
+        checkpoint.worth = self.worth(checkpoint)
         self._turn += 1
         heappush(self._heap, (checkpoint.worth, self._turn, checkpoint))
         if len(self._heap) > 4 * self._count + 64:  # most entries are of earlier worths
