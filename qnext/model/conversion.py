@@ -7,7 +7,7 @@ what it could not hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from qnext.kernels.packed import Packed
 
 from . import fp8
+from .calibration import Calibration
 from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .layout import Entry, layout
@@ -26,6 +27,8 @@ from .quant import Parts, pack_section
 from .qwen3_next import Qwen3Next
 from .scheme import Scheme
 from .weights import Progress, check_weights, fill
+
+Texts = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,12 @@ class Source:
         return cls(checkpoint, config)
 
     def packed(
-        self, scheme: Scheme, progress: Progress | None = None
+        self, scheme: Scheme, texts: Texts | None = None, progress: Progress | None = None
     ) -> Iterator[tuple[str, Packed | Tensor]]:
         """The parts of the packed form; `progress` is told bytes read, and of how many."""
-        with torch.device("meta"):
-            shapes = {
-                name: each.shape for name, each in Qwen3Next(self.config, device="meta").named_parameters()
-            }
+        model = Qwen3Next(self.config, device="meta")
+        shapes = {name: each.shape for name, each in model.named_parameters()}
+        calibration = Calibration(self.config, texts, self.checkpoint.dtype) if texts is not None else None
         total = sum(self.checkpoint.tensors[entry.name].nbytes for entry in layout(self.config))
         done = 0
         for _, section in sections(self.config):
@@ -63,7 +65,8 @@ class Source:
                 done = min(done + nbytes, total)
                 if progress:
                     progress(done, total)
-            yield from pack_section(section, parameters, scheme)
+            importance = calibration.importance(section, parameters) if calibration else None
+            yield from pack_section(section, parameters, scheme, importance)
             del parameters
 
     def _dtype(self, parameter: str, entries: list[Entry]) -> torch.dtype:
@@ -77,20 +80,29 @@ class Source:
 
 
 def pack_checkpoint(
-    path: str | Path, scheme: Scheme, *, progress: Progress | None = None
+    path: str | Path, scheme: Scheme, *, texts: Texts | None = None, progress: Progress | None = None
 ) -> tuple[ModelConfig, Parts]:
-    """A published checkpoint in memory, packed."""
+    """A published checkpoint in memory, packed; see `convert`."""
     source = Source.open(path)
-    return source.config, dict(source.packed(scheme, progress))
+    return source.config, dict(source.packed(scheme, texts, progress))
 
 
 def convert(
-    path: str | Path, target: str | Path, scheme: Scheme, *, progress: Progress | None = None
+    path: str | Path,
+    target: str | Path,
+    scheme: Scheme,
+    *,
+    texts: Texts | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    """Write a packed checkpoint made from a published one. What fails leaves nothing behind."""
+    """Write a packed checkpoint made from a published one. What fails leaves nothing behind.
+
+    With `texts`, rows of token ids, quantised matrices are rounded so that errors are least where the model
+    is most sensitive to them when it reads these texts.
+    """
     source, target = Source.open(path), Path(target)
     writer = PackedWriter(source.config, scheme)
     with new_directory(target, writer.nbytes) as aside:
         own = {**source.config.to_dict(), "torch_dtype": str(source.checkpoint.dtype).removeprefix("torch.")}
-        writer.write(aside, source.packed(scheme, progress), own)
+        writer.write(aside, source.packed(scheme, texts, progress), own)
         copy_companions(Path(path), aside)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qnext.kernels.cpu.rounding import round_into
 from qnext.kernels.packed import BITS, LINE, ROWS, ZERO, Packed, dequantise, quantise, stored_shape
 
 from .packed_layout import Part, parts, sections
@@ -20,7 +21,7 @@ from .scheme import Scheme
 from .weights import Network
 
 Parts = dict[str, Packed | Tensor]
-CHUNK = 1 << 18  # numbers rounded at a time: float32 copies of so many stay in the cache
+CHUNK = 1 << 22  # numbers moved at a time
 
 
 def pack_model(model: Network, scheme: Scheme) -> Parts:
@@ -34,13 +35,20 @@ def pack_model(model: Network, scheme: Scheme) -> Parts:
 
 
 def pack_section(
-    section: Iterable[Part], parameters: Mapping[str, Tensor], scheme: Scheme
+    section: Iterable[Part],
+    parameters: Mapping[str, Tensor],
+    scheme: Scheme,
+    importance: Mapping[str, Tensor] | None = None,
 ) -> Iterator[tuple[str, Packed | Tensor]]:
-    """Some parts of the packed form, made from the parameters that they name."""
+    """Some parts of the packed form, made from the parameters that they name.
+
+    `importance` [M, K] of a part says what an error in each column costs; parts without are rounded to the
+    nearest codes.
+    """
     for part in section:
         sources = [parameters[name] for name in part.sources]
         if part.packed:
-            yield part.name, _pack(part, sources, scheme)
+            yield part.name, _pack(part, sources, scheme, (importance or {}).get(part.name))
         else:
             dtype = torch.float32 if part.form == "vector" else getattr(torch, scheme.plain)
             yield part.name, torch.cat(sources).to(dtype)
@@ -55,10 +63,12 @@ def unpack_model(packed: Parts, model: Network) -> None:
         if isinstance(stored, Tensor):
             _share(stored, targets)
         else:
+            table = _table(part)[: stored.rows]
             for index, target in enumerate(targets[0].unbind() if part.count else [None]):
-                floats = _dequantise(stored, index)
-                if part.form == "swiglu":
-                    floats = _deinterleave(floats, part.rows // 2)
+                floats = torch.empty(part.rows, part.columns)
+                for first, piece in _pieces(stored, index):
+                    rows = table[first : first + piece.rows]
+                    floats[rows[rows >= 0]] = dequantise(piece)[rows >= 0]
                 _share(floats, targets if target is None else [target])
 
 
@@ -73,24 +83,32 @@ def empty(part: Part, scheme: Scheme, device: str = "cpu") -> Packed:
     return Packed(data, scales, kind, scheme.group if coded else width, rows, columns)
 
 
-def _pack(part: Part, sources: list[Tensor], scheme: Scheme) -> Packed:
-    packed = empty(part, scheme)
-    for index, matrix in enumerate(sources[0].unbind() if part.count else [torch.cat(sources)]):
-        floats = _interleave(matrix) if part.form == "swiglu" else matrix
+def _pack(part: Part, sources: list[Tensor], scheme: Scheme, importance: Tensor | None) -> Packed:
+    packed, table = empty(part, scheme), _table(part)
+    floats = sources[0].flatten(0, -2) if part.count else torch.cat(sources)
+    starts = torch.arange(part.count or 1)[:, None] * part.rows
+    tables = torch.where(table < 0, -1, table + starts)  # a matrix a row
+    if packed.kind in ZERO:
+        round_into(packed, floats, tables.flatten(), importance)
+        if not packed.scales.isfinite().all():
+            raise ValueError(f"{part.name} cannot be {packed.kind}: a weight is not a finite number")
+        return packed
+    for index, order in enumerate(tables):
         for first, piece in _pieces(packed, index):
-            rounded = quantise(floats[first : first + piece.rows], piece.kind, piece.group)
-            if not rounded.scales.isfinite().all():
-                raise ValueError(f"{part.name} cannot be {piece.kind}: a weight is not a finite number")
-            piece.data.copy_(rounded.data)
-            piece.scales.copy_(rounded.scales)
+            rows = order[first : first + piece.rows]
+            some = floats[rows.clamp(min=0)].masked_fill_((rows < 0)[:, None], 0)
+            piece.data.copy_(quantise(some, piece.kind).data)
     return packed
 
 
-def _dequantise(packed: Packed, index: int) -> Tensor:
-    floats = torch.empty(packed.rows, packed.columns)
-    for first, piece in _pieces(packed, index):
-        floats[first : first + piece.rows] = dequantise(piece)
-    return floats
+def _table(part: Part) -> Tensor:
+    """Which row of a matrix each stored row holds, in whole blocks; -1 for zeros."""
+    if part.form == "matrix":
+        return F.pad(torch.arange(part.rows), (0, -part.rows % ROWS), value=-1)
+    halves = torch.arange(part.rows).view(2, -1)
+    halves = F.pad(halves, (0, -halves.shape[1] % ROWS), value=-1)
+    blocks: Tensor = halves.unflatten(1, (-1, ROWS)).transpose(0, 1).flatten()
+    return blocks
 
 
 def _pieces(packed: Packed, index: int) -> Iterator[tuple[int, Packed]]:
@@ -104,20 +122,6 @@ def _pieces(packed: Packed, index: int) -> Iterator[tuple[int, Packed]]:
         some = scales[block : block + step] if scales.ndim == 3 else scales
         rows = min(step * ROWS, packed.rows - first)
         yield first, packed._replace(data=data[block : block + step], scales=some, rows=rows)
-
-
-def _interleave(gate_up: Tensor) -> Tensor:
-    """[2I, K], gate rows first -> blocks of 16 gate rows and of their up rows in turn, I in whole blocks."""
-    halves: Tensor = torch.stack(gate_up.chunk(2))
-    halves = F.pad(halves, (0, 0, 0, -halves.shape[1] % ROWS))
-    blocks: Tensor = halves.unflatten(1, (-1, ROWS)).transpose(0, 1).flatten(0, 2)
-    return blocks
-
-
-def _deinterleave(blocks: Tensor, inner: int) -> Tensor:
-    """The reverse of `_interleave`; `inner` is I."""
-    halves: Tensor = blocks.unflatten(0, (-1, 2, ROWS)).transpose(0, 1).flatten(1, 2)
-    return halves[:, :inner].flatten(0, 1)
 
 
 def _share(rows: Tensor, targets: list[Tensor]) -> None:
