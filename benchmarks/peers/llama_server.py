@@ -16,6 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+# Where messages begin: their chat endpoint hands these on too, and it keeps states there.
+DELIMITERS = [
+    {"role": "user", "delimiter": "<|im_start|>user\n"},
+    {"role": "assistant", "delimiter": "<|im_start|>assistant\n"},
+]
 START_SECONDS = 180
 ANSWER_SECONDS = 120
 
@@ -75,7 +80,13 @@ class LlamaServer:
 
     def complete(self, prompt: tuple[int, ...], tokens: int) -> Completion:
         """Continue a prompt greedily, as a client does that has no wish about slots or caches."""
-        body = {"prompt": list(prompt), "n_predict": tokens, "temperature": 0, "return_tokens": True}
+        body = {
+            "prompt": list(prompt),
+            "n_predict": tokens,
+            "temperature": 0,
+            "return_tokens": True,
+            "message_delimiters": DELIMITERS,
+        }
         answer = self._post("/completion", body)
         return Completion(
             tuple(answer["tokens"]), answer["stop_type"] == "eos", int(answer["timings"]["prompt_n"])
