@@ -100,7 +100,7 @@ def _named_models(models: Sequence[str]) -> dict[str, Path]:
 
 def _load(name: str, path: Path, options: Options, engines: ExitStack) -> Served:
     from .engine.engine import Engine, fingerprint
-    from .model.qwen3_next import Qwen3Next
+    from .model.network import load_network
     from .server.service import Served
     from .terminal import byte_bar
     from .text.chat import Chat
@@ -108,7 +108,7 @@ def _load(name: str, path: Path, options: Options, engines: ExitStack) -> Served
     config, dtype, device = _engine_config(options), _dtype(options.dtype), _device(options.device)
     chat = Chat.from_pretrained(path)
     with byte_bar(_console(), f"loading {name}") as progress:
-        model = Qwen3Next.from_pretrained(path, dtype=dtype, device=device, progress=progress)
+        model = load_network(path, dtype=dtype, device=device, progress=progress)
     engine = engines.enter_context(Engine(model, config, checkpoint=fingerprint(path)))
     created = int((path / "config.json").stat().st_mtime)
     return Served(name, engine, chat, engine.max_length, created)

@@ -78,10 +78,10 @@ class EngineConfig:
             longest = max(model.max_position_embeddings, int(longest * model.rope_scaling.factor))
         return min(self.max_length or longest, longest)
 
-    def page_count(self, model: ModelConfig, itemsize: int, *, mtp: bool = False) -> int:
+    def page_count(self, model: ModelConfig, itemsize: int, *, mtp: bool = False, kept: int = 0) -> int:
         """Pages that fit beside the state slots, and no more than pay: as many as `max_sequences` longest
         requests use, with a prefix cache twice that and some kept states for each."""
-        size = StateSize.of(model, itemsize, self.drafts, mtp=mtp)
+        size = StateSize.of(model, itemsize, self.drafts, mtp=mtp, kept=kept)
         left = self.cache_bytes - self.slots * size.slot
         useful = self.max_sequences * -(-(self.length_limit(model) + self.drafts) // self.page_size)
         page = size.kv_token * self.page_size

@@ -19,7 +19,7 @@ from types import TracebackType
 
 import torch
 
-from qnext.model.qwen3_next import Qwen3Next
+from qnext.model.network import Network, load_network
 
 from .config import EngineConfig, native_length
 from .request import Output, Request
@@ -42,7 +42,7 @@ class EngineClosed(RuntimeError):
 class Engine:
     """Continuous batching over one model. `close` it, or use it in a `with` block."""
 
-    def __init__(self, model: Qwen3Next, config: EngineConfig | None = None, *, checkpoint: str = "") -> None:
+    def __init__(self, model: Network, config: EngineConfig | None = None, *, checkpoint: str = "") -> None:
         """`checkpoint` is the `fingerprint` of the weights: what lies in a disk cache must fit them."""
         self.config = config or EngineConfig()
         self.model_config = model.config
@@ -70,7 +70,7 @@ class Engine:
         device: torch.device | str = "cpu",
     ) -> Engine:
         """An engine for a checkpoint directory. Raises ValueError if it is not a whole, legal checkpoint."""
-        model = Qwen3Next.from_pretrained(path, dtype=dtype, device=device)
+        model = load_network(path, dtype=dtype, device=device)
         return cls(model, config, checkpoint=fingerprint(Path(path)))
 
     def submit(self, request: Request) -> Stream:

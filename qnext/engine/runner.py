@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from qnext.model.layers import Routing
+from qnext.model.network import Network
 from qnext.model.packing import Packing
-from qnext.model.qwen3_next import Qwen3Next
 from qnext.model.state import State, StateSize
 
 from .plan import Clear, Move, Piece, Restore
@@ -39,23 +39,24 @@ class Runner:
     With `alone`, each piece has a forward of its own: what runs beside it does not change a bit."""
 
     def __init__(
-        self, model: Qwen3Next, pages: int, page_size: int, slots: int, drafts: int, *, alone: bool = False
+        self, model: Network, pages: int, page_size: int, slots: int, drafts: int, *, alone: bool = False
     ) -> None:
-        weight, self.alone = model.embed_tokens.weight, alone
-        self.model, self.page_size, self.device = model, page_size, weight.device
+        self.model, self.page_size, self.device, self.alone = model, page_size, model.device, alone
         mtp = drafts > 0 and model.mtp is not None
         self.state = State.allocate(
             model.config,
             pages=pages,
             page_size=page_size,
             slots=slots,
-            dtype=weight.dtype,
-            device=weight.device,
+            dtype=model.cache_dtype,
+            kept=model.dtype,
+            device=model.device,
             drafts=drafts,
             mtp=mtp,
         )
         self.memory = self.state.pages.view(torch.uint8).flatten(1)  # pages as bytes
-        self.state_bytes = StateSize.of(model.config, weight.element_size(), drafts, mtp=mtp).slot
+        sizes = model.cache_dtype.itemsize, model.dtype.itemsize
+        self.state_bytes = StateSize.of(model.config, sizes[0], drafts, mtp=mtp, kept=sizes[1]).slot
 
     @torch.inference_mode()
     def move(self, move: Move) -> None:

@@ -10,7 +10,7 @@ import logging
 import time
 from dataclasses import replace
 
-from qnext.model.qwen3_next import Qwen3Next
+from qnext.model.network import Network
 
 from .ahead import rows_after
 from .cache import PrefixCache
@@ -41,9 +41,10 @@ ATTEMPTS = 3  # failed steps that a request may have been part of
 class Steps:
     """The scheduler with its pages and slots, the runner with its memory, and what goes between them."""
 
-    def __init__(self, model: Qwen3Next, config: EngineConfig, checkpoint: str) -> None:
+    def __init__(self, model: Network, config: EngineConfig, checkpoint: str) -> None:
         mtp = config.drafts > 0 and model.mtp is not None
-        count = config.page_count(model.config, model.embed_tokens.weight.element_size(), mtp=mtp)
+        sizes = model.cache_dtype.itemsize, model.dtype.itemsize
+        count = config.page_count(model.config, sizes[0], mtp=mtp, kept=sizes[1])
         self.config, self.pages = config, Pages(count)
         self.slots = Pool(config.max_sequences)
         self.spare = Pool(SPARE_SLOTS if config.keeps_prefixes else 0, config.max_sequences)

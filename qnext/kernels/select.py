@@ -5,6 +5,7 @@ Called by `model` at every forward. Invariant: a backend never changes while the
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from types import SimpleNamespace
 from typing import cast
@@ -12,6 +13,14 @@ from typing import cast
 from .ops import Ops
 
 OPS = tuple(name for name in vars(Ops) if not name.startswith("_"))
+
+
+def packs(device: str) -> bool:
+    """Whether networks run on packed weights on a device: on a CPU, unless QNEXT_KERNELS is "reference"."""
+    asked = os.environ.get("QNEXT_KERNELS") or "cpu"
+    if asked not in ("cpu", "reference"):
+        raise ValueError(f"QNEXT_KERNELS is {asked!r}: use cpu or reference, or unset it")
+    return device == "cpu" and asked == "cpu"
 
 
 def backend_names(device: str) -> tuple[str, ...]:

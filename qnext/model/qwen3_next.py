@@ -94,6 +94,20 @@ class Qwen3Next(nn.Module):
         unpack_model(packed, model)
         return model.eval().requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and hidden states."""
+        return self.embed_tokens.weight.dtype
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self.dtype
+
     def save_pretrained(self, path: str | Path, *, source: str | Path | None = None) -> None:
         """Write the published layout; tokenizer and generation files are copied from `source`, if given."""
         save_checkpoint(self, path, source=source)

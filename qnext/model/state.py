@@ -27,21 +27,31 @@ class StateSize:
     hidden: int = 0
 
     @classmethod
-    def of(cls, config: ModelConfig, itemsize: int = 2, drafts: int = 0, *, mtp: bool = False) -> StateSize:
-        """For caches of `itemsize` bytes an element (2: bf16). The delta state is always fp32. With `drafts`
-        tokens that may be guessed at once; with `mtp`, by a head that has keys and values of its own.
+    def of(
+        cls,
+        config: ModelConfig,
+        itemsize: int = 2,
+        drafts: int = 0,
+        *,
+        mtp: bool = False,
+        kept: int = 0,
+    ) -> StateSize:
+        """For keys and values of `itemsize` bytes an element (2: bf16), and `kept` bytes for all else (0: as
+        many), but the delta state, which is fp32. With `drafts` tokens that may be guessed at once; with
+        `mtp`, by a head that has keys and values of its own.
         """
+        kept = kept or itemsize
         full = config.layer_types.count("full_attention") + mtp
         linear = config.layer_types.count("linear_attention")
         keys, values = config.linear_num_key_heads, config.linear_num_value_heads
         widths = config.linear_key_head_dim, config.linear_value_head_dim
-        drafted = (keys * widths[0] + values * widths[1] + config.conv_dim) * itemsize + 2 * values * 4
+        drafted = (keys * widths[0] + values * widths[1] + config.conv_dim) * kept + 2 * values * 4
         return cls(
             kv_token=full * 2 * config.num_key_value_heads * config.head_dim * itemsize,
             delta=linear * values * widths[0] * widths[1] * 4,
-            conv=linear * config.conv_dim * (config.linear_conv_kernel_dim - 1) * itemsize,
+            conv=linear * config.conv_dim * (config.linear_conv_kernel_dim - 1) * kept,
             window=linear * drafts * drafted,
-            hidden=config.hidden_size * itemsize if mtp else 0,
+            hidden=config.hidden_size * kept if mtp else 0,
         )
 
     @property
@@ -76,11 +86,14 @@ class State:
         page_size: int,
         slots: int,
         dtype: torch.dtype,
+        kept: torch.dtype | None = None,
         device: torch.device | str = "cpu",
         drafts: int = 0,
         mtp: bool = False,
     ) -> State:
-        """Zeroed caches for `pages * page_size` tokens and `slots` sequences with up to `drafts` drafts."""
+        """Zeroed caches for `pages * page_size` tokens and `slots` sequences with up to `drafts` drafts.
+
+        Keys and values are of `dtype`, all else of `kept` (None: the same), but the delta state, in fp32."""
         full = [kind == "full_attention" for kind in config.layer_types]
         kv_heads = (page_size, config.num_key_value_heads, config.head_dim)
         keys, values = config.linear_num_key_heads, config.linear_num_value_heads
@@ -90,26 +103,27 @@ class State:
             # Written, not only promised as `torch.zeros` is: memory that is missing is missed now.
             return torch.empty(shape, dtype=of, device=device).zero_()
 
+        kept = kept or dtype
         memory = zeros(pages, sum(full) + mtp, 2, *kv_heads)
         pairs = [(memory[:, i, 0], memory[:, i, 1]) for i in range(memory.shape[1])]
         delta = [
             DeltaCache(
                 zeros(slots, values, key_width, value_width, of=torch.float32),
-                zeros(slots, drafts, keys, key_width),
-                zeros(slots, drafts, values, value_width),
+                zeros(slots, drafts, keys, key_width, of=kept),
+                zeros(slots, drafts, values, value_width, of=kept),
                 zeros(slots, drafts, 2, values, of=torch.float32),
             )
             for _ in range(full.count(False))
         ]
         columns = config.linear_conv_kernel_dim - 1 + drafts
-        conv = [zeros(slots, config.conv_dim, columns) for _ in delta]
+        conv = [zeros(slots, config.conv_dim, columns, of=kept) for _ in delta]
         return cls(
             memory,
             tuple(pairs[sum(full[:i])] if attends else None for i, attends in enumerate(full)),
             pairs[-1] if mtp else None,
             tuple(None if attends else delta[i - sum(full[:i])] for i, attends in enumerate(full)),
             tuple(None if attends else conv[i - sum(full[:i])] for i, attends in enumerate(full)),
-            zeros(slots, config.hidden_size) if mtp else None,
+            zeros(slots, config.hidden_size, of=kept) if mtp else None,
         )
 
     @property

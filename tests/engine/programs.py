@@ -75,7 +75,7 @@ def answer(prompt: tuple[int, ...], *, bound: bool) -> tuple[int, ...] | None:
     """Greedy tokens by whole forwards; None where two scores are too close to call."""
     text, grammar = list(prompt), EveryOther()
     for _ in range(ANSWER):
-        scores = MODEL.logits(MODEL(torch.tensor(text))[-1])
+        scores = MODEL.logits(MODEL(torch.tensor(text))[-1:])[0]
         if bound:
             scores[:POISON][~torch.from_numpy(grammar.allowed(1))] = float("-inf")
             scores[POISON:] = float("-inf")

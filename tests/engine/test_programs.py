@@ -4,6 +4,7 @@ answers are those of a plain loop without any cache. And faults that are planted
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,31 @@ from qnext.engine.plan import Move, Restore
 from qnext.engine.runner import Runner
 from qnext.model.packing import Packing
 
+from ..model.packed_tiny import packed_tiny
+from . import programs
 from .programs import Program, run
 
 CHUNK = 30
 
 
+@pytest.fixture
+def packed_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The programs are run by, and their answers come from, a network on packed weights."""
+    monkeypatch.setattr(programs, "MODEL", packed_tiny("float32", "exact", initializer_range=0.1))
+    programs.forest.cache_clear()
+    yield
+    programs.forest.cache_clear()
+
+
 @pytest.mark.parametrize("chunk", range(10))
 def test_answers_are_those_of_the_plain_loop(chunk: int, tmp_path: Path) -> None:
+    for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+        assert run(Program.of(seed), tmp_path / str(seed)) is None
+
+
+@pytest.mark.usefixtures("packed_model")
+@pytest.mark.parametrize("chunk", range(2))
+def test_packed_answers_are_those_of_the_plain_loop(chunk: int, tmp_path: Path) -> None:
     for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
         assert run(Program.of(seed), tmp_path / str(seed)) is None
 

@@ -20,14 +20,14 @@ from torch import Tensor
 from ..packed import ROWS, Packed
 from .activations import silu
 from .dot import dot
-from .inputs import quantise_row
+from .inputs import Inputs, quantise_row
 from .jit import inline, kernel
-from .linear import Inputs, is_coded, matrix, rows
+from .linear import Matrix
 from .simd import copy, fill, fma, load, store
 from .workspace import Workspace
 
 BLOCK = 256  # tokens of one expert that are multiplied at a time: they stay in a core's cache
-MINUS_INFINITY = np.float32(-np.inf)
+FEW = 16  # tokens whose experts one thread chooses sooner than two
 
 
 class Experts:
@@ -36,23 +36,23 @@ class Experts:
 
     def __init__(self, gate_up: Packed, down: Packed, shared: tuple[Packed, Packed] | None) -> None:
         for own, other in zip((gate_up, down), shared or (), strict=False):
-            assert own.data.shape[1:] == other.data.shape and own.kind == other.kind
-            assert own.group == other.group
-        self.gate_up, self.down = gate_up, down
-        self.first = matrix(gate_up), self._addresses(gate_up, shared and shared[0])
-        self.second = matrix(down), self._addresses(down, shared and shared[1])
+            assert own.data.shape[1:] == other.data.shape
+            assert (own.kind, own.group) == (other.kind, other.group)
+        self.gate_up, self.down, self.shared = Matrix(gate_up), Matrix(down), shared
+        self.first, self.second = (
+            _addresses(each, shared and shared[i]) for i, each in enumerate((gate_up, down))
+        )
         self.count = len(gate_up.data)
-        self.shared = shared
 
-    @staticmethod
-    def _addresses(each: Packed, shared: Packed | None) -> np.ndarray:
-        """Data and scales of each expert [E + 1, 2]."""
-        found = [(data.data_ptr(), 0) for data in each.data]
-        if each.scales.numel():
-            found = [(data, scales.data_ptr()) for (data, _), scales in zip(found, each.scales, strict=True)]
-        if shared is not None:
-            found.append((shared.data.data_ptr(), shared.scales.data_ptr()))
-        return np.asarray(found, np.int64)
+
+def _addresses(each: Packed, shared: Packed | None) -> np.ndarray:
+    """Of data and scales of each expert [E + 1, 2]."""
+    found = [(data.data_ptr(), 0) for data in each.data]
+    if each.scales.numel():
+        found = [(data, scales.data_ptr()) for (data, _), scales in zip(found, each.scales, strict=True)]
+    if shared is not None:
+        found.append((shared.data.data_ptr(), shared.scales.data_ptr()))
+    return np.asarray(found, np.int64)
 
 
 class Choice(NamedTuple):
@@ -94,79 +94,92 @@ def mix(
     workspace: Workspace,
 ) -> Tensor:
     """`residual` plus each token's experts, weighted, into `out` [T, H] fp32."""
-    tokens, pairs, threads = len(out_TH), len(choice.tokens), numba.get_num_threads()
-    inner, outer = experts.gate_up.data.shape[1] // 2, experts.down.data.shape[1]
-    coded = is_coded(inputs, experts.gate_up)
-    assert residual_TH.shape == out_TH.shape == (tokens, ROWS * outer) and len(inputs.floats) >= tokens
+    gate_up, down, tokens, pairs = experts.gate_up, experts.down, inputs.tokens, len(choice.tokens)
+    inner, outer, threads = gate_up.blocks // 2, down.blocks, numba.get_num_threads()
+    coded = gate_up.coded(inputs.made())
+    assert residual_TH.shape == out_TH.shape == (tokens, down.columns) and down.width >= ROWS * inner
     assert out_TH.dtype == residual_TH.dtype == torch.float32
     assert out_TH.is_contiguous() and residual_TH.is_contiguous()
-    width, down = experts.down.width, experts.down
-    assert width >= ROWS * inner
-    group = down.group if coded else 0
-    mid = Inputs(
-        workspace.take("experts.floats", (pairs, width), torch.float32),
-        workspace.take("experts.codes", (pairs, width if group else 0), torch.int8),
-        workspace.take("experts.scales", (pairs, width // group if group else 0), torch.float32),
-        workspace.take("experts.sums", (pairs, width // group if group else 0), torch.int32),
-        group,
+    width, groups = down.width, down.address[3] if coded else 0
+    floats = workspace.take("experts.floats", (pairs, width), torch.float32).data_ptr()
+    mid = (
+        width,
+        workspace.take("experts.codes", (pairs, width), torch.int8).data_ptr() if coded else floats,
+        workspace.take("experts.scales", (pairs, groups), torch.float32).data_ptr(),
+        workspace.take("experts.sums", (pairs, groups), torch.int32).data_ptr(),
     )
-    block, x = min(BLOCK, tokens), rows(inputs, coded)
-    room = block * (x[0] * (2 if coded else 4) + 128)  # two tiles, then rows with their scales and sums
-    scratch = workspace.take("experts.scratch", (threads * room,), torch.uint8)
+    block = min(BLOCK, tokens)
+    room = block * (
+        inputs.width * (2 if coded else 4) + 128
+    )  # two tiles, then rows with their scales and sums
     _mix(down.bits, coded)(
-        x,
-        rows(mid, coded),
-        mid.floats.data_ptr(),
+        inputs.by_codes if coded else inputs.by_floats,
+        mid,
+        floats,
         choice.begins,
         choice.tokens,
         choice.shares,
-        *experts.first,
-        *experts.second,
+        gate_up.address,
+        experts.first,
+        down.address,
+        experts.second,
         (tokens, inner, outer, threads, block, room),
-        scratch.data_ptr(),
+        workspace.take("experts.scratch", (threads * room,), torch.uint8).data_ptr(),
         residual_TH.data_ptr(),
         out_TH.data_ptr(),
     )
     return out_TH
 
 
-@kernel()
+@kernel(parallel=True)
 def _choose(logits, experts, top_k, normalise, chosen, weights, begins, tokens, shares):  # type: ignore[no-untyped-def]
-    """Softmax over all experts, the best `top_k` of each token; then a counting sort of all pairs."""
-    shared = chosen.shape[1] - top_k
+    """The best `top_k` of each token, then a counting sort of all pairs."""
+    picks = chosen.shape[1]
+    if len(logits) < FEW:
+        for t in range(len(logits)):
+            choose_row(logits[t], experts, top_k, normalise, chosen[t], weights[t])
+    else:
+        for t in prange(len(logits)):
+            choose_row(logits[t], experts, top_k, normalise, chosen[t], weights[t])
     begins[:] = 0
-    scores = np.empty(experts, np.float32)
     for t in range(len(logits)):
-        scores[:] = logits[t, :experts]
-        for j in range(top_k):
-            best = 0
-            for e in range(1, experts):
-                if scores[e] > scores[best]:
-                    best = e
-            chosen[t, j], weights[t, j] = best, scores[best]
-            scores[best] = MINUS_INFINITY
-        peak, among = weights[t, 0], np.float32(0)
-        if normalise:
-            for j in range(top_k):
-                among += np.exp(weights[t, j] - peak)
-        else:
-            for e in range(experts):
-                among += np.exp(logits[t, e] - peak)
-        for j in range(top_k):
-            weights[t, j] = np.exp(weights[t, j] - peak) / among
-        if shared:
-            chosen[t, top_k] = experts
-            weights[t, top_k] = np.float32(1) / (np.float32(1) + np.exp(-logits[t, experts]))
-        for j in range(top_k + shared):
+        for j in range(picks):
             begins[chosen[t, j] + 1] += 1
     for e in range(experts + 1):
         begins[e + 1] += begins[e]
     ends = begins.copy()
     for t in range(len(logits)):
-        for j in range(top_k + shared):
+        for j in range(picks):
             e = chosen[t, j]
             tokens[ends[e]], shares[ends[e]] = t, weights[t, j]
             ends[e] += 1
+
+
+@inline
+def choose_row(scores, experts, top_k, normalise, chosen, weights):  # type: ignore[no-untyped-def]
+    """Softmax over all experts of one token, its best `top_k`, and the shared expert where there is room."""
+    for j in range(top_k):
+        best = -1
+        for e in range(experts):
+            if best < 0 or scores[e] > scores[best]:
+                taken = False
+                for i in range(j):
+                    taken |= chosen[i] == e
+                if not taken:
+                    best = e
+        chosen[j] = best
+    peak, among = scores[chosen[0]], np.float32(0)
+    if normalise:
+        for j in range(top_k):
+            among += np.exp(scores[chosen[j]] - peak)
+    else:
+        for e in range(experts):
+            among += np.exp(scores[e] - peak)
+    for j in range(top_k):
+        weights[j] = np.exp(scores[chosen[j]] - peak) / among
+    if len(chosen) > top_k:
+        chosen[top_k] = experts
+        weights[top_k] = np.float32(1) / (np.float32(1) + np.exp(-scores[experts]))
 
 
 @inline

@@ -1,16 +1,22 @@
 """Inputs of matrix products: rows that were perhaps normalised first, in fp32 and in codes of 8 bits.
 
-Made by `linear.prepare`, read by every product of the same input. Invariant: a row depends on that row alone.
+Made by `model`'s packed layers, read by every product of the same input. Invariant: a row depends on that row
+alone.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
+import torch
 from numba import prange
+from torch import Tensor
 
 from .jit import inline, kernel
 from .simd import (
     absolute,
+    copy,
     fill,
     fma,
     larger,
@@ -25,6 +31,7 @@ from .simd import (
     total,
     total_i32,
 )
+from .workspace import Workspace
 
 ONE, ZERO = np.float32(1), np.float32(0)
 
@@ -61,22 +68,107 @@ def normalise_row(x, columns, weight, eps, out):  # type: ignore[no-untyped-def]
         store(out + 64 * i, load(x + 64 * i) * factor * (load(weight + 64 * i) + fill(ONE)))
 
 
+@inline
+def prepare_row(source, t):  # type: ignore[no-untyped-def]
+    """Row t of a `Source`: normalised where there is a `norm`, as fp32 where there are `floats` (else the row
+    is used as it is), and as codes where `group` is not 0."""
+    row = source.x + t * source.step
+    if source.floats != 0:
+        to = source.floats + 4 * t * source.width
+        if source.norm != 0:
+            normalise_row(row, source.columns, source.norm, source.eps, to)
+        else:
+            copy(to, row, 4 * source.columns)
+        for i in range(source.columns // 16, source.width // 16):
+            store(to + 64 * i, fill(ZERO))
+        row = to
+    if source.group != 0:
+        groups = source.width // source.group
+        at = 4 * t * groups
+        codes = source.codes + t * source.width
+        quantise_row(row, source.width, source.group, codes, source.scales + at, source.sums + at)
+
+
 @kernel(parallel=True)
-def prepare_rows(x, x_step, tokens, columns, width, weight, eps, group, floats, codes, scales, sums):  # type: ignore[no-untyped-def]
-    """Rows of `x` (`x_step` bytes apart): normalised where there is a `weight` (an address, or 0), as fp32
-    rows of `width` columns at `floats` (0: `x` as it is), and as codes at `codes` where `group` is not 0."""
+def prepare_rows(source, tokens):  # type: ignore[no-untyped-def]
+    """All rows of a `Source`."""
     for t in prange(tokens):
-        row = x + t * x_step
-        if weight != 0:
-            normalise_row(row, columns, weight, eps, floats + 4 * t * width)
-        elif floats != 0:
-            for i in range(columns // 16):
-                store(floats + 4 * t * width + 64 * i, load(row + 64 * i))
-        if floats != 0:
-            row = floats + 4 * t * width
-            for i in range(columns // 16, width // 16):
-                store(row + 64 * i, fill(ZERO))
-        if group != 0:
+        prepare_row(source, t)
+
+
+class Source(NamedTuple):
+    """Addresses of rows, `step` bytes apart, and of what is to be made of them; 0 for what is not there."""
+
+    x: int
+    step: int
+    columns: int
+    width: int
+    norm: int
+    eps: float
+    group: int
+    floats: int
+    codes: int
+    scales: int
+    sums: int
+
+
+NOTHING = Source(0, 0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0)
+
+
+class Inputs:
+    """Rows [T, H] fp32 as inputs of matrices of `width` columns: normalised by `norm` [H] first, if it is
+    given; in codes with a scale for each `group` columns, unless that is 0.
+
+    The first product that reads them makes them, in the same call. They live in `workspace` until another
+    `Inputs` of that `name` is made.
+    """
+
+    def __init__(
+        self,
+        x_TH: Tensor,
+        width: int,
+        group: int,
+        workspace: Workspace,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        name: str = "inputs",
+    ) -> None:
+        tokens, columns = x_TH.shape
+        assert x_TH.dtype == torch.float32 and x_TH.stride(1) == 1
+        assert columns % 16 == 0 == width % 16 and width >= columns and (not group or width % group == 0)
+        assert norm is None or (
+            norm.dtype == torch.float32 and norm.stride() == (1,) and len(norm) == columns
+        )
+        self.tokens, self.width, self.group = tokens, width, group
+        as_is = norm is None and width == columns and x_TH.is_contiguous()
+        self.floats = x_TH if as_is else workspace.take(f"{name}.floats", (tokens, width), torch.float32)
+        self.codes = self.scales = self.sums = None
+        self.by_floats = self.by_codes = (width, self.floats.data_ptr(), 0, 0)
+        codes: tuple[int, ...] = (0, 0, 0)
+        if group:
             groups = width // group
-            at = 4 * t * groups
-            quantise_row(row, width, group, codes + t * width, scales + at, sums + at)
+            self.codes = workspace.take(f"{name}.codes", (tokens, width), torch.int8)
+            self.scales = workspace.take(f"{name}.scales", (tokens, groups), torch.float32)
+            self.sums = workspace.take(f"{name}.sums", (tokens, groups), torch.int32)
+            codes = self.codes.data_ptr(), self.scales.data_ptr(), self.sums.data_ptr()
+            self.by_codes = (width, *codes)
+        self._source = NOTHING
+        if group or not as_is:
+            weight = 0 if norm is None else norm.data_ptr()
+            floats = 0 if as_is else self.floats.data_ptr()
+            self._source = Source(
+                x_TH.data_ptr(), 4 * x_TH.stride(0), columns, width, weight, eps, group, floats, *codes
+            )
+
+    def pending(self) -> Source:
+        """What is still to be done: for the caller to do, so that there is nothing the next time."""
+        source, self._source = self._source, NOTHING
+        return source
+
+    def made(self) -> Inputs:
+        """The same, made by now."""
+        source = self.pending()
+        if source.x:
+            prepare_rows(source, self.tokens)
+        return self

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qnext.kernels.cpu.experts import Experts, choose, mix
-from qnext.kernels.cpu.linear import prepare
+from qnext.kernels.cpu.inputs import Inputs
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.packed import BITS, ZERO, Packed, dequantise, quantise
 from qnext.kernels.reference.experts import route, swiglu
@@ -35,7 +35,7 @@ class Layer:
     def run(self, x: Tensor, scores: Tensor, residual: Tensor, top_k: int, group: int) -> Tensor:
         workspace = Workspace()
         choice = choose(scores, self.experts.count, top_k, normalise=True, shared=True)
-        inputs = prepare(x, self.up.width, group, workspace)
+        inputs = Inputs(x, self.up.width, group, workspace)
         return mix(inputs, choice, self.experts, residual, torch.full_like(residual, float("nan")), workspace)
 
 

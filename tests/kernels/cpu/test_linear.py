@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from qnext.kernels.cpu.linear import linear, prepare
+from qnext.kernels.cpu.inputs import Inputs
+from qnext.kernels.cpu.linear import Matrix, linear, normalise
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.packed import BITS, ZERO, dequantise, quantise
 
@@ -24,16 +25,16 @@ def test_product(kind: str, coded: bool) -> None:
         packed, workspace = quantise(torch.randn(rows, columns), kind, 32), Workspace()
         x, weight = torch.randn(tokens, columns), torch.randn(columns) / 10
         group = 32 if coded else 0
-        inputs = prepare(x, packed.width, group, workspace, norm=weight, eps=1e-6)
+        inputs = Inputs(x, packed.width, group, workspace, norm=weight, eps=1e-6)
         out = torch.full((tokens, 16 * packed.data.shape[0]), float("nan"))
         add = torch.randn(out.shape)
-        linear(inputs, packed, out, add=add)
+        linear(inputs, Matrix(packed), out, add=add)
         want = normed(x, weight) @ dequantise(packed).double().T
         error = ((out - add)[:, :rows] - want).norm() / want.norm()
         assert error < (2e-2 if coded else 2e-6)
         row = linear(
-            prepare(x[-1:], packed.width, group, Workspace(), norm=weight, eps=1e-6),
-            packed,
+            Inputs(x[-1:], packed.width, group, Workspace(), norm=weight, eps=1e-6),
+            Matrix(packed),
             torch.empty(1, out.shape[1]),
             add=add[-1:],
         )
@@ -42,7 +43,8 @@ def test_product(kind: str, coded: bool) -> None:
 
 def test_codes_of_inputs_are_the_nearest() -> None:
     x = torch.randn(5, 128) * torch.tensor([[1e-3], [1], [50], [0], [7]])
-    inputs = prepare(x, 128, 64, Workspace())
+    inputs = Inputs(x, 128, 64, Workspace()).made()
+    assert inputs.scales is not None and inputs.sums is not None and inputs.codes is not None
     scales = x.unflatten(1, (2, 64)).abs().amax(-1) / 127
     assert torch.allclose(inputs.scales, scales, rtol=1e-6)
     assert torch.equal(inputs.sums, inputs.codes.unflatten(1, (2, 64)).sum(-1, dtype=torch.int32))
@@ -51,7 +53,14 @@ def test_codes_of_inputs_are_the_nearest() -> None:
 
 
 def test_a_bias_goes_to_every_row() -> None:
-    packed, x, bias = quantise(torch.randn(16, 64), "float32"), torch.randn(3, 64), torch.randn(16)
-    inputs = prepare(x, 64, 0, Workspace())
-    with_bias = linear(inputs, packed, torch.empty(3, 16), add=bias)
-    assert torch.equal(with_bias, linear(inputs, packed, torch.empty(3, 16)) + bias)
+    weight, x, bias = Matrix(quantise(torch.randn(16, 64), "float32")), torch.randn(3, 64), torch.randn(16)
+    inputs = Inputs(x, 64, 0, Workspace())
+    with_bias = linear(inputs, weight, torch.empty(3, 16), add=bias)
+    assert torch.equal(with_bias, linear(inputs, weight, torch.empty(3, 16)) + bias)
+
+
+def test_norm() -> None:
+    x, weight = torch.randn(5, 3 * 48)[:, 48:96], torch.randn(48) / 10
+    assert torch.allclose(
+        normalise(x, weight, 1e-6, torch.empty(5, 48)).double(), normed(x, weight), rtol=1e-5
+    )

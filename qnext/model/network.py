@@ -1,0 +1,60 @@
+"""Loading a checkpoint as the network that runs it best: on packed weights on a CPU, `Qwen3Next` elsewhere.
+
+Called by `engine` and `cli`. Invariant: whichever it is, it is called alike, and is for serving only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from qnext.kernels.select import packs
+
+from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .conversion import pack_checkpoint
+from .packed_file import is_packed, open_packed
+from .packed_network import Activations, PackedQwen3Next, supported
+from .qwen3_next import Qwen3Next
+from .scheme import Scheme
+from .weights import Progress
+
+Network = Qwen3Next | PackedQwen3Next
+KINDS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+
+
+def load_network(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    scheme: Scheme | None = None,
+    activations: Activations = "int8",
+    progress: Progress | None = None,
+) -> Network:
+    """A checkpoint directory, published or packed. `dtype` None keeps the checkpoint's own; `scheme` packs a
+    published one in another kind of number while it is read.
+
+    Raises ValueError naming the file, the tensor or the field that is wrong.
+    """
+    packing = packs(torch.device(device).type)
+    if is_packed(path):
+        if scheme is not None:
+            raise ValueError(f"{path} is packed already: serve it without --quantize")
+        opened = open_packed(path)
+        dtype = dtype or (torch.float32 if opened.scheme.kind == "float32" else torch.bfloat16)
+        if packing and supported(opened.config):
+            return PackedQwen3Next(opened.config, opened.parts, activations=activations, cache_dtype=dtype)
+        return Qwen3Next.from_packed(opened.config, opened.parts, dtype=dtype, device=device)
+    checkpoint = Checkpoint(path)
+    own = dtype or checkpoint.dtype
+    if packing and (scheme is not None or own in KINDS):
+        config = ModelConfig.from_dict(checkpoint.config_dict, mtp_layers=checkpoint.mtp_layers)
+        if supported(config):
+            config, parts = pack_checkpoint(path, scheme or Scheme(KINDS[own]), progress=progress)
+            cached = torch.float32 if own == torch.float32 else torch.bfloat16
+            return PackedQwen3Next(config, parts, activations=activations, cache_dtype=cached)
+    if scheme is not None:
+        raise ValueError("weights are packed for CPUs and shapes of whole blocks of 16: leave --quantize out")
+    return Qwen3Next.from_pretrained(path, dtype=dtype, device=device, progress=progress)

@@ -1,0 +1,223 @@
+"""The halves of a decoder layer on packed weights: each a handful of native calls on rows of fp32.
+
+Made and called by `packed_network`. Their twins are the modules of `decoder`, on the numbers that the bytes
+mean. Invariant: what a half returns lives in the workspace until its twin in the next layer is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qnext.kernels.cpu.attention import AttentionWeights, gated_attention
+from qnext.kernels.cpu.delta_net import DeltaNetWeights, delta_net
+from qnext.kernels.cpu.experts import Choice, Experts, choose, mix
+from qnext.kernels.cpu.inputs import Inputs
+from qnext.kernels.cpu.linear import Matrix, linear, normalise
+from qnext.kernels.cpu.workspace import Workspace
+from qnext.kernels.ops import DeltaCache
+from qnext.kernels.packed import Packed
+
+from .config import ModelConfig
+from .layers import Routing
+from .packing import Packing
+
+Part = Packed | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PackedStep:
+    """One forward's surroundings: see `layers.Step`. With `coded`, inputs of quantised matrices are rounded
+    to 8 bits; else all products are exact."""
+
+    packing: Packing
+    rotary: tuple[Tensor, Tensor]
+    workspace: Workspace
+    coded: bool
+    routing: Routing | None = None
+
+    def product(self, inputs: Rows, weight: Matrix, out: str | Tensor, add: Tensor | None = None) -> Tensor:
+        """`inputs @ weight.T` (+ `add`) in `out`, or a buffer of that name -> [T, rows of whole blocks]."""
+        if isinstance(out, str):
+            out = self.workspace.take(out, (len(inputs.x), weight.columns), torch.float32)
+        return linear(inputs.ready(weight), weight, out, add=add)
+
+    def normed(self, x_TH: Tensor, norm: Tensor, eps: float) -> Tensor:
+        """Rows normalised, in memory of their own."""
+        return normalise(x_TH, norm, eps, torch.empty_like(x_TH))
+
+    def rows(self, x_TH: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> Rows:
+        return Rows(x_TH, self.workspace, self.coded, norm, eps)
+
+
+class Rows:
+    """Rows [T, H] that several matrices take as input, each as it wants them. Where one wants codes, ask for
+    it first: the others then share what is made for it."""
+
+    def __init__(
+        self, x_TH: Tensor, workspace: Workspace, coded: bool, norm: Tensor | None, eps: float
+    ) -> None:
+        self.x, self._workspace, self._coded, self._norm, self._eps = x_TH, workspace, coded, norm, eps
+        self._made: dict[int, Inputs] = {}
+
+    def ready(self, weight: Matrix) -> Inputs:
+        """The rows as this matrix wants them; the first product that reads them makes them."""
+        group = weight.group if self._coded and weight.bits < 16 else 0
+        found = self._made.get(weight.width)
+        if found is None or group not in (0, found.group):
+            name = f"rows {len(self._made)}"
+            found = Inputs(
+                self.x, weight.width, group, self._workspace, norm=self._norm, eps=self._eps, name=name
+            )
+            self._made[weight.width] = found
+        return found
+
+
+class PackedDeltaNet:
+    """See `deltanet.GatedDeltaNet`."""
+
+    def __init__(self, parts: Mapping[str, Part], config: ModelConfig) -> None:
+        names = ("qkvz_proj", "ba_proj", "out_proj")
+        self.qkvz, self.ba, self.out = (Matrix(matrix(parts, name)) for name in names)
+        self.gates, self.values = 2 * config.linear_num_value_heads, config.linear_value_dim
+        self.weights = DeltaNetWeights.of(
+            vector(parts, "conv1d"),
+            vector(parts, "A_log"),
+            vector(parts, "dt_bias"),
+            vector(parts, "norm"),
+            config.rms_norm_eps,
+            config.linear_num_key_heads,
+            config.linear_key_head_dim,
+            config.linear_num_value_heads,
+            config.linear_value_head_dim,
+        )
+
+    def __call__(
+        self, x_TH: Tensor, inputs: Rows, step: PackedStep, conv: Tensor | None, delta: DeltaCache | None
+    ) -> Tensor:
+        """`x` plus the mixer of `inputs`, which are `x` normalised."""
+        projected = step.product(inputs, self.qkvz, "qkvz")
+        gates = step.product(inputs, self.ba, "ba")[:, : self.gates]
+        mixed = step.workspace.take("mixed", (len(x_TH), self.values), torch.float32)
+        delta_net(projected, gates, self.weights, step.packing, conv, delta, mixed, step.workspace)
+        return step.product(step.rows(mixed), self.out, "half", add=x_TH)
+
+
+class PackedAttention:
+    """See `attention.GatedAttention`."""
+
+    def __init__(self, parts: Mapping[str, Part], config: ModelConfig) -> None:
+        self.qgkv, self.out = Matrix(matrix(parts, "qgkv_proj")), Matrix(matrix(parts, "o_proj"))
+        self.values = config.num_attention_heads * config.head_dim
+        self.bias, self.out_bias = (
+            vector(parts, name) if name in parts else None for name in ("qgkv_bias", "o_bias")
+        )
+        self.weights = AttentionWeights(
+            vector(parts, "q_norm"),
+            vector(parts, "k_norm"),
+            config.rms_norm_eps,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            config.head_dim**-0.5,
+        )
+
+    def __call__(
+        self, x_TH: Tensor, inputs: Rows, step: PackedStep, cache: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """`x` plus the mixer of `inputs`, which are `x` normalised."""
+        projected = step.product(inputs, self.qgkv, "qgkv", add=self.bias)
+        mixed = step.workspace.take("mixed", (len(x_TH), self.values), torch.float32)
+        gated_attention(
+            projected,
+            self.weights,
+            step.packing,
+            step.rotary,
+            cache,
+            mixed,
+            exact=not step.coded,
+            workspace=step.workspace,
+        )
+        if self.out_bias is not None:
+            x_TH = x_TH + self.out_bias
+        return step.product(step.rows(mixed), self.out, "half", add=x_TH)
+
+
+class PackedMoE:
+    """See `moe.SparseMoE`: the router with the shared expert's gate, and all experts."""
+
+    def __init__(self, parts: Mapping[str, Part], config: ModelConfig) -> None:
+        self.router = Matrix(matrix(parts, "router"))
+        self.top_k, self.normalise = config.num_experts_per_tok, config.norm_topk_prob
+        routed = matrix(parts, "experts.gate_up_proj"), matrix(parts, "experts.down_proj")
+        shared = matrix(parts, "shared_expert.gate_up_proj"), matrix(parts, "shared_expert.down_proj")
+        self.count = config.num_experts
+        alike = all(
+            own.data.shape[1:] == other.data.shape and (own.kind, own.group) == (other.kind, other.group)
+            for own, other in zip(routed, shared, strict=True)
+        )
+        self.experts = Experts(*routed, shared if alike else None)
+        self.shared = None if alike else PackedMLP(*shared)
+
+    def __call__(self, x_TH: Tensor, inputs: Rows, step: PackedStep) -> Tensor:
+        """`x` plus the experts of `inputs`, which are `x` normalised."""
+        ready = inputs.ready(self.experts.gate_up)
+        scores = step.product(inputs, self.router, "router")
+        choice = choose(
+            scores, self.count, self.top_k, normalise=self.normalise, shared=self.experts.shared is not None
+        )
+        if step.routing is not None:
+            probs = scores[:, : self.count].softmax(-1)
+            step.routing.append((probs, torch.from_numpy(choice.experts[:, : self.top_k]).long()))
+        if self.shared is not None:
+            x_TH = self.shared(x_TH, inputs, step, scores[:, self.count].sigmoid())
+        out = step.workspace.take("whole", tuple(x_TH.shape), torch.float32)
+        return mix(ready, choice, self.experts, x_TH, out, step.workspace)
+
+
+class PackedMLP:
+    """A SwiGLU that every token takes, as an expert without a router. See `layers.SwiGLU`."""
+
+    def __init__(self, gate_up: Packed, down: Packed) -> None:
+        self.experts = Experts(_stacked(gate_up), _stacked(down), None)
+
+    def __call__(
+        self, x_TH: Tensor, inputs: Rows, step: PackedStep, shares_T: Tensor | None = None
+    ) -> Tensor:
+        """`x` plus the SwiGLU of `inputs`, weighted by `shares`."""
+        tokens = len(x_TH)
+        shares = np.ones(tokens, np.float32) if shares_T is None else shares_T.numpy()
+        nobody = np.empty((tokens, 0))
+        choice = Choice(nobody, nobody, np.array([0, tokens, tokens]), np.arange(tokens), shares)
+        out = step.workspace.take("dense", tuple(x_TH.shape), torch.float32)
+        ready = inputs.ready(self.experts.gate_up)
+        return mix(ready, choice, self.experts, x_TH, out, step.workspace)
+
+
+def within(parts: Mapping[str, Part], prefix: str) -> dict[str, Part]:
+    """The parts below a name, by the rest of theirs."""
+    return {name.removeprefix(prefix): part for name, part in parts.items() if name.startswith(prefix)}
+
+
+def matrix(parts: Mapping[str, Part], name: str) -> Packed:
+    """A part that is packed."""
+    found = parts[name]
+    assert isinstance(found, Packed)
+    return found
+
+
+def vector(parts: Mapping[str, Part], name: str) -> Tensor:
+    """A part that is a plain tensor."""
+    found = parts[name]
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _stacked(packed: Packed) -> Packed:
+    """As the only one of several."""
+    scales = packed.scales[None] if packed.scales.numel() else packed.scales
+    return packed._replace(data=packed.data[None], scales=scales)

@@ -1,0 +1,180 @@
+"""The network on packed weights: the fast twin of `Qwen3Next` on a CPU, for serving only.
+
+Made by `network.load_network`, run by `engine/runner` like the other. Invariant: it computes what `Qwen3Next`
+would on the numbers that the packed bytes mean, in fp32; with `activations` "int8" the inputs of quantised
+matrices are rounded to 8 bits first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numba
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from qnext.kernels.cpu import attention, delta_net
+from qnext.kernels.cpu.linear import Matrix
+from qnext.kernels.cpu.workspace import Workspace
+from qnext.kernels.ops import DeltaCache
+
+from .config import LayerType, ModelConfig
+from .layers import Routing
+from .packed_layers import (
+    PackedAttention,
+    PackedDeltaNet,
+    PackedMLP,
+    PackedMoE,
+    PackedStep,
+    Part,
+    matrix,
+    vector,
+    within,
+)
+from .packing import Packing
+from .rotary import rotary_table
+from .state import State
+
+Activations = Literal["int8", "exact"]
+
+
+def supported(config: ModelConfig) -> bool:
+    """Whether the CPU kernels can do a network of this shape; `Qwen3Next` can do all."""
+    heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    deltas = (
+        config.linear_num_key_heads,
+        config.linear_key_head_dim,
+        config.linear_num_value_heads,
+        config.linear_value_head_dim,
+    )
+    return (
+        config.hidden_size % 16 == 0
+        and attention.supported(*heads, torch.float32)
+        and delta_net.supported(*deltas, config.linear_conv_kernel_dim)
+    )
+
+
+class PackedLayer:
+    """See `decoder.DecoderLayer`."""
+
+    def __init__(
+        self, parts: Mapping[str, Part], config: ModelConfig, kind: LayerType, *, sparse: bool
+    ) -> None:
+        self.eps = config.rms_norm_eps
+        self.norms = vector(parts, "input_layernorm"), vector(parts, "post_attention_layernorm")
+        self.mixer: PackedDeltaNet | PackedAttention
+        if kind == "linear_attention":
+            self.mixer = PackedDeltaNet(within(parts, "linear_attn."), config)
+        else:
+            self.mixer = PackedAttention(within(parts, "self_attn."), config)
+        mlp = within(parts, "mlp.")
+        self.mlp = (
+            PackedMoE(mlp, config)
+            if sparse
+            else PackedMLP(matrix(mlp, "gate_up_proj"), matrix(mlp, "down_proj"))
+        )
+
+    def __call__(
+        self,
+        x_TH: Tensor,
+        step: PackedStep,
+        kv: tuple[Tensor, Tensor] | None,
+        conv: Tensor | None,
+        delta: DeltaCache | None,
+    ) -> Tensor:
+        inputs = step.rows(x_TH, self.norms[0], self.eps)
+        if isinstance(self.mixer, PackedDeltaNet):
+            x_TH = self.mixer(x_TH, inputs, step, conv, delta)
+        else:
+            x_TH = self.mixer(x_TH, inputs, step, kv)
+        return self.mlp(x_TH, step.rows(x_TH, self.norms[1], self.eps), step)
+
+
+class PackedMTP:
+    """See `mtp.MTPHead`."""
+
+    def __init__(self, parts: Mapping[str, Part], config: ModelConfig) -> None:
+        self.eps, self.fc = config.rms_norm_eps, Matrix(matrix(parts, "fc"))
+        self.norms = vector(parts, "pre_fc_norm_embedding"), vector(parts, "pre_fc_norm_hidden")
+        self.layer = PackedLayer(within(parts, "layers.0."), config, "full_attention", sparse=True)
+        self.norm = vector(parts, "norm")
+
+    def __call__(
+        self, hidden_TH: Tensor, embedded_TH: Tensor, step: PackedStep, cache: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        pair = [
+            step.normed(x, norm, self.eps)
+            for x, norm in zip((embedded_TH, hidden_TH), self.norms, strict=True)
+        ]
+        x = step.product(step.rows(torch.cat(pair, -1)), self.fc, "whole")
+        return step.normed(self.layer(x, step, cache, None, None), self.norm, self.eps)
+
+
+class PackedQwen3Next:
+    """A network whose weights are `parts` (see `packed_layout`), on the CPU."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parts: Mapping[str, Part],
+        *,
+        activations: Activations = "int8",
+        cache_dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        assert supported(config)
+        self.config, self.cache_dtype, self.activations = config, cache_dtype, activations
+        self.embedding, self.norm = vector(parts, "embed_tokens"), vector(parts, "norm")
+        self.lm_head = Matrix(matrix(parts, "lm_head"))
+        self.layers = [
+            PackedLayer(within(parts, f"layers.{i}."), config, kind, sparse=config.is_sparse(i))
+            for i, kind in enumerate(config.layer_types)
+        ]
+        self.mtp = PackedMTP(within(parts, "mtp."), config) if config.mtp_layers else None
+        self.threads = min(torch.get_num_threads(), numba.get_num_threads())
+        self._workspace = Workspace()
+
+    def __call__(
+        self,
+        ids_T: Tensor,
+        packing: Packing | None = None,
+        state: State | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """Token ids [T] -> hidden states [T, H] fp32 after the norm. Without `packing`: one sequence."""
+        step = self._step(packing or Packing.of([len(ids_T)]), routing)
+        x = F.embedding(ids_T, self.embedding).float()
+        for i, layer in enumerate(self.layers):
+            caches = (state.kv[i], state.conv[i], state.delta[i]) if state else (None, None, None)
+            x = layer(x, step, *caches)
+        return step.normed(x, self.norm, self.config.rms_norm_eps)
+
+    def logits(self, hidden_TH: Tensor) -> Tensor:
+        """Hidden states [T, H] -> scores of the next token [T, V] fp32."""
+        step = self._step(Packing.of([len(hidden_TH)]), None)
+        scores = torch.empty(len(hidden_TH), self.lm_head.columns)
+        step.product(step.rows(hidden_TH.contiguous()), self.lm_head, scores)
+        return scores[:, : self.config.vocab_size]
+
+    def mtp_hidden(
+        self,
+        hidden_TH: Tensor,
+        next_ids_T: Tensor,
+        packing: Packing | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
+        routing: Routing | None = None,
+    ) -> Tensor:
+        """See `Qwen3Next.mtp_hidden`."""
+        if self.mtp is None:
+            raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
+        step = self._step(packing or Packing.of([len(hidden_TH)]), routing)
+        return self.mtp(hidden_TH.float(), F.embedding(next_ids_T, self.embedding).float(), step, cache)
+
+    def _step(self, packing: Packing, routing: Routing | None) -> PackedStep:
+        if numba.get_num_threads() != self.threads:  # a setting of each thread
+            numba.set_num_threads(self.threads)
+        tables = rotary_table(self.config, packing.positions, packing.stretched)
+        return PackedStep(packing, tables, self._workspace, self.activations == "int8", routing)

@@ -1,0 +1,95 @@
+"""The network on packed weights is the float network on the numbers that its bytes mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qnext.kernels.packed import BITS
+from qnext.model.layers import Routing
+from qnext.model.packing import Packing
+from qnext.model.state import State
+
+from .packed_tiny import packed_pair, packed_tiny
+from .tiny import tiny_model, token_ids
+
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"tie_word_embeddings": True, "attention_bias": True},
+    {"mlp_only_layers": (1,), "shared_expert_intermediate_size": 40, "norm_topk_prob": False},
+    {"mtp_layers": 0, "partial_rotary_factor": 1.0, "hidden_size": 80},
+]
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", BITS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_exact(kind: str, shape: dict[str, Any]) -> None:
+    packed, twin = packed_pair(kind, "exact", **shape)
+    for length in (1, 7, 150):
+        ids = token_ids(length, seed=length)
+        hidden, wanted = packed(ids), twin(ids)
+        assert error(hidden, wanted) < 1e-5
+        assert error(packed.logits(hidden), twin.logits(wanted)) < 1e-5
+        if packed.mtp is not None:
+            assert error(packed.mtp_hidden(hidden, ids), twin.mtp_hidden(wanted, ids)) < 1e-5
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_rounded_inputs_are_near(kind: str) -> None:
+    packed, twin = packed_pair(kind, "int8")
+    ids = token_ids(100)
+    assert 1e-4 < error(packed.logits(packed(ids)), twin.logits(twin(ids))) < 0.05
+
+
+@torch.inference_mode()
+def test_several_sequences_and_caches() -> None:
+    """A prompt in uneven pieces beside another sequence, then token by token: the same to rounding, and a
+    token beside others the same to the bit."""
+    packed = packed_tiny("float32", "exact")
+    ids = token_ids(90)
+    whole = packed(ids)
+
+    def state() -> State:
+        return State.allocate(packed.config, pages=12, page_size=16, slots=2, dtype=torch.float32)
+
+    pages, at = [list(range(6)), list(range(6, 12))], 0
+    beside, alone = state(), state()
+    for length in (33, 1, 20, 1, 1, 34):
+        own = Packing.cached([length], [at], pages[:1], [0], 16)
+        both = Packing.cached([length, 1], [at, 0], pages, [0, 1], 16)
+        some = ids[at : at + length]
+        hidden = packed(some, own, alone)
+        assert error(hidden, whole[at : at + length]) < 1e-5
+        assert torch.equal(packed(torch.cat((some, ids[:1])), both, beside)[:length], hidden)
+        beside.clear(1)
+        at += length
+
+
+@torch.inference_mode()
+def test_routing_is_told() -> None:
+    packed, twin = packed_pair("float32", "exact")
+    ids = token_ids(20)
+    found: Routing = []
+    wanted: Routing = []
+    packed(ids, routing=found)
+    twin(ids, routing=wanted)
+    assert len(found) == len(wanted)
+    for (probs, chosen), (other_probs, other_chosen) in zip(found, wanted, strict=True):
+        assert torch.equal(chosen, other_chosen)
+        assert torch.allclose(probs, other_probs, atol=1e-5)
+
+
+def test_without_mtp_guesses_are_refused() -> None:
+    packed = packed_tiny("float32", "exact", mtp_layers=0)
+    with pytest.raises(ValueError, match="no MTP head"):
+        packed.mtp_hidden(torch.zeros(1, 48), token_ids(1))
+    assert tiny_model(mtp_layers=0).mtp is None
