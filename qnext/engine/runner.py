@@ -184,16 +184,23 @@ class Runner:
     ) -> Tensor:
         """Show the MTP head its own guess, the `depth`-th, and its hidden state there -> its next [N, H]."""
         cells = [each.computed + depth for each in sequences]
-        return self._mtp(sequences, hidden_NH, tokens, [1] * len(tokens), cells)
+        return self._mtp(sequences, hidden_NH, tokens, [1] * len(tokens), cells, own=True)
 
     def _mtp(
-        self, sequences: list[Sequence], hidden: Tensor, ids: list[int], lengths: list[int], cells: list[int]
+        self,
+        sequences: list[Sequence],
+        hidden: Tensor,
+        ids: list[int],
+        lengths: list[int],
+        cells: list[int],
+        *,
+        own: bool = False,
     ) -> Tensor:
         # The head's entry for token j lies in cell j, so that it depends on the tokens up to j alone: what
         # is shared is then right for all. There is no entry for the first token.
         packing = self._packing(sequences, lengths, cells, first=1)
         followers = torch.tensor(ids, device=self.device)
-        return self.model.mtp_hidden(hidden, followers, packing, self.state.mtp)
+        return self.model.mtp_hidden(hidden, followers, packing, self.state.mtp, own=own)
 
     def _packing(
         self, sequences: list[Sequence], lengths: list[int], contexts: list[int], **more: Any

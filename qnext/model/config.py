@@ -43,8 +43,9 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and constants of the network. Raises ValueError, naming the field, on a value that cannot be
-    built.
+    """Sizes and constants of the network. `mtp_normed_input` is ours: whether the MTP head was trained on
+    hidden states after the final norm (the published file does not say; readers differ). Raises ValueError,
+    naming the field, on a value that cannot be built.
     """
 
     vocab_size: int = 151936
@@ -81,6 +82,7 @@ class ModelConfig:
     eos_token_id: int | tuple[int, ...] | None = None
     pad_token_id: int | None = None
     mtp_layers: int = 1
+    mtp_normed_input: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -229,6 +231,8 @@ class ModelConfig:
         """The `config.json` of this network, in the published (flat) spelling that every reader knows."""
         table = asdict(self)
         del table["mtp_layers"]
+        if self.mtp_normed_input:  # then the file is as the published ones are
+            del table["mtp_normed_input"]
         table["layer_types"] = list(self.layer_types)
         table["mlp_only_layers"] = list(self.mlp_only_layers)
         if isinstance(self.eos_token_id, tuple):

@@ -140,11 +140,18 @@ class Qwen3Next(nn.Module):
         packing: Packing | None = None,
         cache: tuple[Tensor, Tensor] | None = None,
         routing: Routing | None = None,
+        *,
+        own: bool = False,
     ) -> Tensor:
-        """Hidden states and the token that follows each -> hidden states of the token after that [T, H]."""
+        """Hidden states and the token that follows each -> hidden states of the token after that [T, H].
+        `own`: the states are the head's own of before, not the trunk's."""
         if self.mtp is None:
             raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
         packing = packing or Packing.of([hidden_TH.shape[0]], device=hidden_TH.device)
+        if not self.config.mtp_normed_input:
+            # The head norms what it gets anyway: of an earlier norm it would only see the gains.
+            gain = 1 + (self.mtp.norm if own else self.norm).weight
+            hidden_TH = (hidden_TH / gain).where(gain != 0, 0.0)
         out: Tensor = self.mtp(hidden_TH, self.embed_tokens(next_ids_T), self._step(packing, routing), cache)
         return out
 

@@ -17,6 +17,7 @@ from qnext.engine.drafting import LONGEST, SHORTEST, LookupDrafter, lookup
 from qnext.engine.engine import Engine
 from qnext.engine.request import Request, SamplingParams
 from qnext.engine.sequence import Sequence
+from qnext.model.qwen3_next import Qwen3Next
 
 from ..model.tiny import tiny_model
 from .grammars import Counting
@@ -81,21 +82,24 @@ class Guesses:
 
 
 @torch.inference_mode()
-def recursion(text: list[int], drafts: list[int]) -> Tensor:
+def recursion(text: list[int], drafts: list[int], model: Qwen3Next = MODEL) -> Tensor:
     """The head's scores for each of these drafts after `text` and the drafts before it."""
-    hidden, ids, found = MODEL(torch.tensor(text[:-1])), list(text[1:]), []
+    hidden, ids, found = model(torch.tensor(text[:-1])), list(text[1:]), []
     for draft in drafts:
-        out = MODEL.mtp_hidden(hidden, torch.tensor(ids))[-1:]
-        found.append(MODEL.logits(out[0]))
+        out = model.mtp_hidden(hidden, torch.tensor(ids))[-1:]
+        found.append(model.logits(out[0]))
+        if not model.config.mtp_normed_input:  # as if it were the trunk's: with the other norm's gains
+            assert model.mtp is not None
+            out = out / (1 + model.mtp.norm.weight) * (1 + model.norm.weight)
         hidden = torch.cat((hidden, out))
         ids.append(draft)
     return torch.stack(found)
 
 
-def check(found: list[tuple[list[int], list[int], Tensor]]) -> int:
+def check(found: list[tuple[list[int], list[int], Tensor]], model: Qwen3Next = MODEL) -> int:
     """Compare guesses with the recursion -> how many there were."""
     for text, drafts, scores in found:
-        torch.testing.assert_close(scores, recursion(text, drafts), atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(scores, recursion(text, drafts, model), atol=2e-4, rtol=2e-4)
         assert drafts == scores.argmax(-1).tolist()  # greedy requests are guessed greedily
     return sum(len(drafts) for _, drafts, _ in found)
 
@@ -111,6 +115,16 @@ def test_the_heads_guesses_equal_a_plain_recursion(step_tokens: int, fields: dic
             assert tokens(stream) == list(greedy(length)[1])
         assert check(guesses.found) > 60
         assert all_is_free(made)
+
+
+def test_a_head_that_takes_states_before_the_norm_is_given_them() -> None:
+    model = tiny_model(initializer_range=0.1, mtp_normed_input=False)
+    with engine(model, fixed_drafts=True, draft_tokens=3) as made:
+        guesses = Guesses(made)
+        assert tokens(made.submit(request(33))) == list(greedy(33)[1])
+        assert check(guesses.found, model) > 20
+    text, drafts, scores = guesses.found[0]
+    assert (scores - recursion(text, drafts)).abs().max() > 1e-2
 
 
 def test_guesses_after_a_restored_beginning_equal_the_recursion_too() -> None:

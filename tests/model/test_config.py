@@ -77,6 +77,7 @@ CHANGES: list[dict[str, Any]] = [
     {"mlp_only_layers": [0, 5], "decoder_sparse_step": 2, "tie_word_embeddings": True},
     {"eos_token_id": [151645, 151643], "pad_token_id": 3, "torch_dtype": "torch.float16"},
     {"num_experts": 0, "attention_bias": True, "norm_topk_prob": False, "rms_norm_eps": 1e-5},
+    {"mtp_normed_input": False},
 ]
 
 

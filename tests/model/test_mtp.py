@@ -151,3 +151,28 @@ def test_a_dense_network_has_a_dense_head() -> None:
     model = tiny_model(num_experts=0)
     assert "mtp.layers.0.mlp.gate_up_proj.weight" in model.state_dict()
     assert model.mtp_hidden(model(token_ids(4)), token_ids(4)).isfinite().all()
+
+
+@torch.inference_mode()
+def test_the_switch_for_states_before_the_final_norm() -> None:
+    """With `mtp_normed_input` off the head gets what went into a norm, not what came out: the trunk's, and
+    for further guesses its own."""
+    model = tiny_model(mtp_normed_input=False)
+    ids = token_ids(12)
+    before: dict[str, Tensor] = {}
+    for name, part in (("trunk", model.norm), ("head", model.mtp.norm)):  # type: ignore[union-attr]
+        part.register_forward_pre_hook(lambda _, given, name=name: before.update({name: given[0]}))
+    hidden = model(ids[:-1])
+    found = model.mtp_hidden(hidden, ids[1:])
+    assert distance(found, twin(model, before["trunk"], ids[1:])) < 1e-4
+    assert distance(found, twin(model, hidden, ids[1:])) > 1e-2
+    raw = before["head"]
+    further = model.mtp_hidden(found, ids[1:], own=True)
+    assert distance(further, twin(model, raw, ids[1:])) < 1e-4
+
+
+@torch.inference_mode()
+def test_a_channel_without_gain_is_left_out() -> None:
+    model = tiny_model(mtp_normed_input=False)
+    model.norm.weight[3] = -1.0
+    assert model.mtp_hidden(model(token_ids(4)), token_ids(4)).isfinite().all()
