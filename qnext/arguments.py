@@ -62,6 +62,15 @@ def _add_engine(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), help="default: the checkpoint's own"
     )
+    verb.add_argument(
+        "--quantize", choices=("int4", "int8"), help="on a CPU: round the weights while they are read"
+    )
+    verb.add_argument(
+        "--activations",
+        choices=("int8", "exact"),
+        default="int8",
+        help="on a CPU: inputs of quantised weights rounded to 8 bits (default), or not",
+    )
     verb.add_argument("--cache-gib", type=float, help="memory for caches in GiB, per model (default 4)")
     verb.add_argument("--max-sequences", type=int, help="answers computed at once (default 32)")
     verb.add_argument("--max-length", type=int, help="most tokens of prompt and answer together")

@@ -108,8 +108,16 @@ def _load(name: str, path: Path, options: Options, engines: ExitStack) -> Served
     config, dtype, device = _engine_config(options), _dtype(options.dtype), _device(options.device)
     chat = Chat.from_pretrained(path)
     with byte_bar(_console(), f"loading {name}") as progress:
-        model = load_network(path, dtype=dtype, device=device, progress=progress)
-    engine = engines.enter_context(Engine(model, config, checkpoint=fingerprint(path)))
+        model = load_network(
+            path,
+            dtype=dtype,
+            device=device,
+            quantize=options.quantize,
+            activations=options.activations,
+            progress=progress,
+        )
+    own = fingerprint(path, dtype, options.quantize, options.activations)
+    engine = engines.enter_context(Engine(model, config, checkpoint=own))
     created = int((path / "config.json").stat().st_mtime)
     return Served(name, engine, chat, engine.max_length, created)
 
@@ -147,7 +155,14 @@ def chat(options: Options) -> None:
     from .terminal import converse
 
     dtype, device = _dtype(options.dtype), _device(options.device)
-    with LLM(options.model, engine=_engine_config(options), dtype=dtype, device=device) as llm:
+    with LLM(
+        options.model,
+        engine=_engine_config(options),
+        dtype=dtype,
+        device=device,
+        quantize=options.quantize,
+        activations=options.activations,
+    ) as llm:
         wishes = dict(llm.recommended, max_tokens=options.max_tokens, seed=options.seed)
         if options.temperature is not None:
             wishes["temperature"] = options.temperature

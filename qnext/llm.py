@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -65,13 +65,23 @@ class LLM:
         engine: EngineConfig | None = None,
         dtype: torch.dtype | None = None,
         device: str = "cpu",
+        quantize: str | None = None,
+        activations: Literal["int8", "exact"] = "int8",
     ) -> None:
         """`model` is an embedded model's name or a checkpoint directory; `dtype` None keeps the
-        checkpoint's.
+        checkpoint's. On a CPU, `quantize` ("int4", "int8") rounds weights while they are read, and inputs of
+        quantised weights are rounded to 8 bits unless `activations` is "exact".
         """
         path = locate(model)
         self.chat_format = Chat.from_pretrained(path)
-        self.engine = Engine.from_pretrained(path, engine, dtype=dtype, device=device)
+        self.engine = Engine.from_pretrained(
+            path,
+            engine,
+            dtype=dtype,
+            device=device,
+            quantize=quantize,
+            activations=activations,
+        )
 
     def chat(
         self,

@@ -20,6 +20,7 @@ from types import TracebackType
 import torch
 
 from qnext.model.network import Network, load_network
+from qnext.model.packed_network import Activations
 
 from .config import EngineConfig, native_length
 from .request import Output, Request
@@ -68,10 +69,13 @@ class Engine:
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        quantize: str | None = None,
+        activations: Activations = "int8",
     ) -> Engine:
-        """An engine for a checkpoint directory. Raises ValueError if it is not a whole, legal checkpoint."""
-        model = load_network(path, dtype=dtype, device=device)
-        return cls(model, config, checkpoint=fingerprint(Path(path)))
+        """An engine for a checkpoint directory: see `load_network`. Raises ValueError if it is not a whole,
+        legal checkpoint."""
+        model = load_network(path, dtype=dtype, device=device, quantize=quantize, activations=activations)
+        return cls(model, config, checkpoint=fingerprint(Path(path), dtype, quantize, activations))
 
     def submit(self, request: Request) -> Stream:
         """Queue a request. Raises ValueError if it can never run, EngineFull if the queue is full."""
@@ -190,8 +194,8 @@ class Engine:
         deliver(outputs)
 
 
-def fingerprint(path: Path) -> str:
-    """Tells this checkpoint's files from others, without reading the weights."""
+def fingerprint(path: Path, *how: object) -> str:
+    """Tells this checkpoint's files, and how they are run, from others, without reading the weights."""
     names = sorted(each for each in path.iterdir() if each.suffix in (".json", ".safetensors"))
     facts = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in names]
-    return blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+    return blake2b(repr((facts, how)).encode(), digest_size=16).hexdigest()

@@ -36,3 +36,10 @@ class MTPHead(nn.Module):
         x = self.layers[0](self.fc(torch.cat(pair, -1)), step, cache, None, None)
         normed: Tensor = self.norm(x, step.ops)
         return normed
+
+
+def ungained(hidden_TH: Tensor, norm_H: Tensor) -> Tensor:
+    """What a zero-centred norm gave, without its gains: a head that norms what it gets cannot tell it from
+    what went into that norm."""
+    gain = 1 + norm_H
+    return (hidden_TH / gain).where(gain != 0, 0.0)

@@ -29,18 +29,18 @@ def load_network(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-    scheme: Scheme | None = None,
+    quantize: str | None = None,
     activations: Activations = "int8",
     progress: Progress | None = None,
 ) -> Network:
-    """A checkpoint directory, published or packed. `dtype` None keeps the checkpoint's own; `scheme` packs a
-    published one in another kind of number while it is read.
+    """A checkpoint directory, published or packed. `dtype` None keeps the checkpoint's own; `quantize` rounds
+    a published one while it is read ("int4", "int8"; see `Scheme`).
 
     Raises ValueError naming the file, the tensor or the field that is wrong.
     """
     packing = packs(torch.device(device).type)
     if is_packed(path):
-        if scheme is not None:
+        if quantize:
             raise ValueError(f"{path} is packed already: serve it without --quantize")
         opened = open_packed(path)
         dtype = dtype or (torch.float32 if opened.scheme.kind == "float32" else torch.bfloat16)
@@ -49,12 +49,12 @@ def load_network(
         return Qwen3Next.from_packed(opened.config, opened.parts, dtype=dtype, device=device)
     checkpoint = Checkpoint(path)
     own = dtype or checkpoint.dtype
-    if packing and (scheme is not None or own in KINDS):
+    if packing and (quantize or own in KINDS):
         config = ModelConfig.from_dict(checkpoint.config_dict, mtp_layers=checkpoint.mtp_layers)
         if supported(config):
-            config, parts = pack_checkpoint(path, scheme or Scheme(KINDS[own]), progress=progress)
+            config, parts = pack_checkpoint(path, Scheme(quantize or KINDS[own]), progress=progress)
             cached = torch.float32 if own == torch.float32 else torch.bfloat16
             return PackedQwen3Next(config, parts, activations=activations, cache_dtype=cached)
-    if scheme is not None:
+    if quantize:
         raise ValueError("weights are packed for CPUs and shapes of whole blocks of 16: leave --quantize out")
     return Qwen3Next.from_pretrained(path, dtype=dtype, device=device, progress=progress)

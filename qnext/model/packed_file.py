@@ -8,9 +8,11 @@ its `quantization_config` call for; a directory under its final name is whole.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +37,7 @@ from .weights import COMPANIONS
 FIELD = "quantization_config"
 PADDING = "padding."
 DATA, SCALES = ".data", ".scales"
+MADV_POPULATE_READ = 22
 
 Sizes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -55,10 +58,10 @@ def is_packed(path: str | Path) -> bool:
 
 
 def open_packed(path: str | Path) -> PackedModel:
-    """Map a packed checkpoint into memory: nothing is read but names, nothing copied.
+    """Map a packed checkpoint into memory: nothing is copied.
 
-    Pages are read when first used and shared with the system's file cache. They are private to the process:
-    writing to a part would change no file. Raises ValueError naming file and tensor or field.
+    Its pages are the system's file cache's, and read now if all fit into memory. They are private to the
+    process: writing to a part would change no file. Raises ValueError naming file and tensor or field.
     """
     path = Path(path)
     if not path.is_dir():
@@ -89,7 +92,13 @@ def open_packed(path: str | Path) -> PackedModel:
 
 def _map(file: Path) -> Tensor:
     """A file as bytes. A private mapping: torch has no tensors that cannot be written to."""
-    return torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+    mapped = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
+    if sys.platform == "linux" and len(mapped) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        # Every page at once, where all fit: one by one, when an expert is first chosen, costs more than to
+        # multiply it. Where the system refuses, that is what happens.
+        address = ctypes.c_void_p(mapped.data_ptr())
+        ctypes.CDLL(None).madvise(address, ctypes.c_size_t(len(mapped)), MADV_POPULATE_READ)
+    return mapped
 
 
 def _check(config: ModelConfig, scheme: Scheme, listing: Path, tensors: Mapping[str, TensorInfo]) -> None:

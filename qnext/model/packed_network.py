@@ -22,6 +22,7 @@ from qnext.kernels.ops import DeltaCache
 
 from .config import LayerType, ModelConfig
 from .layers import Routing
+from .mtp import ungained
 from .packed_layers import (
     PackedAttention,
     PackedDeltaNet,
@@ -166,10 +167,14 @@ class PackedQwen3Next:
         packing: Packing | None = None,
         cache: tuple[Tensor, Tensor] | None = None,
         routing: Routing | None = None,
+        *,
+        own: bool = False,
     ) -> Tensor:
         """See `Qwen3Next.mtp_hidden`."""
         if self.mtp is None:
             raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
+        if not self.config.mtp_normed_input:
+            hidden_TH = ungained(hidden_TH, self.mtp.norm if own else self.norm)
         step = self._step(packing or Packing.of([len(hidden_TH)]), routing)
         return self.mtp(hidden_TH.float(), F.embedding(next_ids_T, self.embedding).float(), step, cache)
 

@@ -19,7 +19,7 @@ from .config import ModelConfig
 from .decoder import DecoderLayer
 from .initialise import initialise
 from .layers import RMSNorm, Routing, Step
-from .mtp import MTPHead
+from .mtp import MTPHead, ungained
 from .packing import Packing
 from .quant import Parts, unpack_model
 from .rotary import rotary_table
@@ -149,9 +149,7 @@ class Qwen3Next(nn.Module):
             raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
         packing = packing or Packing.of([hidden_TH.shape[0]], device=hidden_TH.device)
         if not self.config.mtp_normed_input:
-            # The head norms what it gets anyway: of an earlier norm it would only see the gains.
-            gain = 1 + (self.mtp.norm if own else self.norm).weight
-            hidden_TH = (hidden_TH / gain).where(gain != 0, 0.0)
+            hidden_TH = ungained(hidden_TH, (self.mtp.norm if own else self.norm).weight)
         out: Tensor = self.mtp(hidden_TH, self.embed_tokens(next_ids_T), self._step(packing, routing), cache)
         return out
 

@@ -20,6 +20,7 @@ SHAPES: list[dict[str, Any]] = [
     {},
     {"tie_word_embeddings": True, "attention_bias": True},
     {"mlp_only_layers": (1,), "shared_expert_intermediate_size": 40, "norm_topk_prob": False},
+    {"mtp_normed_input": False, "num_hidden_layers": 1, "layer_types": ("full_attention",)},
     {"mtp_layers": 0, "partial_rotary_factor": 1.0, "hidden_size": 80},
 ]
 
@@ -39,7 +40,9 @@ def test_exact(kind: str, shape: dict[str, Any]) -> None:
         assert error(hidden, wanted) < 1e-5
         assert error(packed.logits(hidden), twin.logits(wanted)) < 1e-5
         if packed.mtp is not None:
-            assert error(packed.mtp_hidden(hidden, ids), twin.mtp_hidden(wanted, ids)) < 1e-5
+            for own in (False, True):
+                found = packed.mtp_hidden(hidden, ids, own=own)
+                assert error(found, twin.mtp_hidden(wanted, ids, own=own)) < 1e-5
 
 
 @torch.inference_mode()

@@ -1,0 +1,80 @@
+"""How fast a packed checkpoint decodes, and how near that is to the memory's bandwidth.
+
+    python benchmarks/decode.py CHECKPOINT [--batches 1 4 8] [--contexts 128 4096] [--tokens 32]
+        [--activations exact] [--llama PROGRAMS --gguf FILE]
+
+Prints one JSON line: tokens a second in total by batch and context, milliseconds of a step, bytes that it
+must move, and the share of the bandwidth read around it. With llama.cpp's programs and a file for it, their
+figures on the same weights in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from statistics import median
+from typing import Any
+
+import roofline
+import torch
+from peers import llama
+from peers.load import Load
+from peers.quiet import quiet
+from stepper import Stepper, head, peak_rss_gib
+
+from qnext.model.network import load_network
+from qnext.model.packed_file import open_packed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--contexts", type=int, nargs="+", default=[128, 4096])
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--activations", choices=("int8", "exact"), default="int8")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--llama", help="the folder with llama-bench")
+    parser.add_argument("--gguf", nargs="*", default=[])
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    begun = time.perf_counter()
+    opened = open_packed(given.checkpoint)
+    network = load_network(given.checkpoint, activations=given.activations)
+    first = Stepper(network, 1, 0, 8)
+    first.step()
+    line = head("decode", given.checkpoint, opened, given.activations, given.threads)
+    line["first_token_s"] = round(time.perf_counter() - begun, 2)
+    figures: list[dict[str, Any]] = []
+    for batch in given.batches:
+        for context in given.contexts if batch == 1 else given.contexts[:1]:
+            stepper = Stepper(network, batch, context, given.tokens + 8)
+            with quiet():
+                before = roofline.bandwidth(1.0, given.threads, 0.3)["read_gb_s"]
+                seconds = stepper.seconds(given.tokens)
+                after = roofline.bandwidth(1.0, given.threads, 0.3)["read_gb_s"]
+            moved, bandwidth = stepper.moved(opened), median((float(before), float(after)))
+            figures.append(
+                {
+                    "batch": batch,
+                    "context": context,
+                    "tokens_s": round(batch / seconds, 1),
+                    "step_ms": round(seconds * 1e3, 2),
+                    "mb_moved": round(moved / 1e6, 1),
+                    "read_gb_s": [before, after],
+                    "of_roofline": round(moved / seconds / 1e9 / bandwidth, 3),
+                }
+            )
+    line |= {"figures": figures, "peak_rss_gib": peak_rss_gib()}
+    load = Load((), tuple(given.contexts), tuple(b for b in given.batches if b > 1), given.tokens)
+    if given.llama:
+        with quiet():
+            line["peers"] = [llama.run(file, given.llama, load) for file in given.gguf]
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
