@@ -10,7 +10,9 @@ taps.
 
 from __future__ import annotations
 
+from array import array
 from typing import NamedTuple
+from weakref import ref
 
 import numba
 import numpy as np
@@ -18,32 +20,60 @@ import torch
 from torch import Tensor
 
 from ..ops import DeltaCache, Row
-from .delta_piece import Job, Shape, desk_size, pieces
+from .delta_job import Job, Shape, desk_size
+from .delta_piece import pieces
 from .jit import Task
 from .workspace import Workspace
 
 
+class CheckedCaches:
+    """The caches that a layer was last called with, their numbers for a `Job` if they were found right. (They
+    are the same at every step, and looking at them again costs as much as a tenth of the kernel.)"""
+
+    def __init__(self) -> None:
+        self._seen: tuple[ref[Tensor], ...] = ()
+        self._numbers: tuple[int, ...] = ()
+
+    def numbers(self, shape: Shape, conv_SCW: Tensor | None, cache: DeltaCache | None) -> tuple[int, ...]:
+        if conv_SCW is None or cache is None:
+            assert conv_SCW is None and cache is None, "both caches or none"
+            return NO_CACHES
+        tensors = (conv_SCW, *cache)
+        if not self._seen or any([seen() is not x for seen, x in zip(self._seen, tensors, strict=True)]):
+            self._numbers = _numbers(shape, conv_SCW, cache)
+            self._seen = tuple(map(ref, tensors))
+        return self._numbers
+
+
 class DeltaNetWeights(NamedTuple):
-    """Of one layer, all fp32; `taps` [W, K C + K C + V U] is the convolution's weight transposed."""
+    """Of one layer: make it by `of`, once. `taps` [K, W, C + C + V / K U] is the convolution's weight by key
+    heads, the others are [V], [V] and [U], all fp32 without gaps."""
 
     taps: Tensor
     A_log: Tensor
     dt_bias: Tensor
     norm: Tensor
-    eps: float
-    key_heads: int
-    key_width: int
-    value_heads: int
-    value_width: int
+    shape: Shape
+    numbers: tuple[int, ...]  # the first of a `Job`
+    caches: CheckedCaches
 
     @classmethod
     def of(
         cls, conv1d_CW: Tensor, A_log: Tensor, dt_bias: Tensor, norm: Tensor, eps: float, *heads: int
     ) -> DeltaNetWeights:
         """From the layer's parameters and (key heads, key width, value heads, value width)."""
-        taps = conv1d_CW.detach().float().T.contiguous()
+        shape = Shape._make((*heads, conv1d_CW.shape[1]))
+        if not supported(*shape):
+            raise ValueError(f"{shape}: widths are no multiples of 16: use the reference")
+        keys = shape.key_heads * shape.key_width
+        parts = conv1d_CW.detach().float().split((keys, keys, shape.value_heads * shape.value_width))
+        taps = torch.cat([part.unflatten(0, (shape.key_heads, -1)) for part in parts], 1).mT.contiguous()
         rest = [x.detach().float().contiguous() for x in (A_log, dt_bias, norm)]
-        return cls(taps, rest[0], rest[1], rest[2], eps, *heads)
+        assert [x.numel() for x in rest] == [shape.value_heads, shape.value_heads, shape.value_width]
+        assert all(x.is_cpu for x in (taps, *rest))
+        bits = int(np.float32(eps).view(np.int32))
+        addresses = [x.data_ptr() for x in (taps, *rest)]
+        return cls(taps, rest[0], rest[1], rest[2], shape, (*shape, bits, *addresses), CheckedCaches())
 
 
 def supported(key_heads: int, key_width: int, value_heads: int, value_width: int, taps: int) -> bool:
@@ -52,6 +82,11 @@ def supported(key_heads: int, key_width: int, value_heads: int, value_width: int
 
 
 task = Task(pieces)
+MOST = numba.config.NUMBA_NUM_THREADS
+KINDS = {torch.float32, torch.bfloat16}
+NO_CACHES = (0,) * 9
+INT64 = np.dtype(np.int64)
+FIELDS, TABLE, SAVES = len(Job._fields), Job._fields.index("table"), Job._fields.index("saves")
 
 
 def delta_net(
@@ -68,70 +103,58 @@ def delta_net(
 
     `conv_SCW` and `cache`: as for `Ops.causal_conv` and `Ops.gated_delta_rule`. Both or none.
     """
-    shape = Shape(*weights[5:], len(weights.taps))
-    tokens = projected_TX.shape[0]
-    values = shape.value_heads * shape.value_width
-    _check(projected_TX, (tokens, weights.taps.shape[1] + values), torch.float32, rows=True)
-    _check(gates_T2V, (tokens, 2 * shape.value_heads), torch.float32, rows=True)
-    _check(out_TX, (tokens, values), torch.float32, rows=True)
-    table = row.table
-    assert table.dtype == np.int64 and table.flags.c_contiguous and table.shape[1] == 6
-    saves = np.array(row.saves if cache is not None else (), np.int64).reshape(-1, 3)
-    threads = min(numba.get_num_threads(), len(table) * shape.key_heads)
-    size = desk_size(shape)
-    numbers = (
-        *shape,
-        int(np.float32(weights.eps).view(np.int32)),
-        len(table),
-        table.ctypes.data,
-        len(saves),
-        saves.ctypes.data,
-        size,
-        (workspace or Workspace()).address("delta_net", threads * size),
-        projected_TX.data_ptr(),
-        4 * projected_TX.stride(0),
-        gates_T2V.data_ptr(),
-        4 * gates_T2V.stride(0),
-        out_TX.data_ptr(),
-        4 * out_TX.stride(0),
-        weights.taps.data_ptr(),
-        weights.A_log.data_ptr(),
-        weights.dt_bias.data_ptr(),
-        weights.norm.data_ptr(),
-        *_caches(shape, conv_SCW, cache),
+    shape, tokens, table = weights.shape, projected_TX.shape[0], row.table
+    values, size = shape.value_heads * shape.value_width, desk_size(shape)
+    workspace = workspace or Workspace()
+    places = table.tobytes()
+    assert table.dtype == INT64 and len(places) == 48 * len(row.lengths) and sum(row.lengths) == tokens
+    saves = row.saves if cache is not None else ()
+    job = array(
+        "q",
+        (
+            *weights.numbers,
+            *weights.caches.numbers(shape, conv_SCW, cache),
+            projected_TX.data_ptr(),
+            _pitch(projected_TX, (tokens, shape.channels + values)),
+            gates_T2V.data_ptr(),
+            _pitch(gates_T2V, (tokens, 2 * shape.value_heads)),
+            out_TX.data_ptr(),
+            _pitch(out_TX, (tokens, values)),
+            workspace.address("delta_net", MOST * size),
+            size,
+            len(row.lengths),
+            len(saves),
+            0,
+            0,
+        ),
     )
-    task.run(Job(*numbers), threads)
+    job.frombytes(places)
+    job.extend([number for save in saves for number in save])
+    begin = job.buffer_info()[0]
+    job[TABLE] = begin + 8 * FIELDS
+    job[SAVES] = job[TABLE] + len(places)
+    task.run(job, len(row.lengths) * shape.key_heads)
     return out_TX
 
 
-def _caches(shape: Shape, conv_SCW: Tensor | None, cache: DeltaCache | None) -> tuple[int, ...]:
-    """Where the caches are, checked; zeros without them."""
-    assert (conv_SCW is None) == (cache is None), "the convolution's state and the delta cache come together"
-    if conv_SCW is None or cache is None:
-        return (0,) * 9
+def _numbers(shape: Shape, conv_SCW: Tensor, cache: DeltaCache) -> tuple[int, ...]:
+    """Where the caches are, checked."""
     keys, key, values, value, taps = shape
-    slots, window = cache.gates.shape[:2]
-    assert conv_SCW.shape[2] >= taps - 1
-    _check(conv_SCW, (slots, 2 * keys * key + values * value, conv_SCW.shape[2]))
-    _check(cache.state, (slots, values, key, value), torch.float32)
-    _check(cache.k, (slots, window, keys, key))
-    _check(cache.v, (slots, window, values, value), cache.k.dtype)
-    _check(cache.gates, (slots, window, 2, values), torch.float32)
-    return (
-        conv_SCW.data_ptr(),
-        conv_SCW.shape[2],
-        int(conv_SCW.dtype == torch.bfloat16),
-        cache.state.data_ptr(),
-        cache.k.data_ptr(),
-        cache.v.data_ptr(),
-        cache.gates.data_ptr(),
-        window,
-        int(cache.k.dtype == torch.bfloat16),
-    )
+    state, k, v, gates = cache
+    (slots, window), columns = gates.shape[:2], conv_SCW.shape[2]
+    assert columns >= taps - 1 + window and conv_SCW.shape == (slots, shape.channels, columns)
+    assert state.shape == (slots, values, key, value) and gates.shape == (slots, window, 2, values)
+    assert k.shape == (slots, window, keys, key) and v.shape == (slots, window, values, value)
+    assert state.dtype is gates.dtype is torch.float32
+    assert k.dtype is v.dtype and {k.dtype, conv_SCW.dtype} <= KINDS
+    assert all(x.is_contiguous() and x.is_cpu for x in (conv_SCW, state, k, v, gates))
+    half, window_half = conv_SCW.dtype is torch.bfloat16, k.dtype is torch.bfloat16
+    places = (state.data_ptr(), k.data_ptr(), v.data_ptr(), gates.data_ptr())
+    return (conv_SCW.data_ptr(), columns, half, *places, window, window_half)
 
 
-def _check(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None, rows: bool = False) -> None:
-    """Rows may lie apart if `rows`; without a dtype, fp32 and bf16 will do."""
-    assert x.shape == shape and x.device.type == "cpu", (x.shape, shape, x.device)
-    assert x.dtype == dtype or (dtype is None and x.dtype in (torch.float32, torch.bfloat16)), x.dtype
-    assert x.stride(-1) == 1 if rows else x.is_contiguous(), x.stride()
+def _pitch(x: Tensor, shape: tuple[int, int]) -> int:
+    """Bytes from row to row, which may lie apart."""
+    pitch, step = x.stride()
+    assert x.shape == shape and step == 1 and x.dtype is torch.float32 and x.is_cpu, (x.shape, shape, x.dtype)
+    return 4 * pitch

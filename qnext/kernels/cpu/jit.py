@@ -7,6 +7,7 @@ another Numba is never loaded.
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 import platformdirs
 from llvmlite import ir
 from numba.core import types
@@ -84,9 +84,9 @@ class Task:
         self._compiled = compiled  # owns the code
         return int(compiled.address or 0)
 
-    def run(self, job: tuple[int, ...], threads: int) -> None:
-        numbers = np.array(job, np.int64)
-        _fork(self.address, numbers.ctypes.data, threads)
+    def run(self, job: array[int], most: int) -> None:
+        """In all threads there are, but no more than `most`."""
+        _fork(self.address, job.buffer_info()[0], min(numba.get_num_threads(), most))
 
 
 def reader(kind: Any) -> Any:

@@ -31,7 +31,16 @@ SHAPES = {
     "odd": (2, 32, 6, 80, 5),
     "equal": (2, 16, 2, 64, 4),
 }
-LENGTHS = [(1,), (2, 1, 3), (STEP_LIMIT,), (STEP_LIMIT + 1, 1), (64, 65), (130, 1, 7), (80, 200)]
+LENGTHS = [
+    (1,),
+    (2, 1, 3),
+    (STEP_LIMIT,),
+    (STEP_LIMIT + 1, 1),
+    (31, 32, 33),
+    (64, 65),
+    (130, 1, 7),
+    (80, 200),
+]
 
 
 @dataclass
@@ -231,6 +240,35 @@ def test_rows_may_lie_apart() -> None:
     nan = float("nan")
     apart = [F.pad(tensor, (0, 7), value=nan)[:, :-7] for tensor in (x, gates)]
     assert layer.fast(*apart, row).equal(layer.fast(x, gates, row))
+
+
+def test_caches_may_change_from_call_to_call() -> None:
+    layer = Layer.random(SHAPES["wide"])
+    weights = DeltaNetWeights.of(
+        layer.conv1d, layer.a_log, layer.dt_bias, layer.norm, layer.eps, *layer.heads
+    )
+    row, (x, gates) = (
+        Packing((1,), (9,), torch.arange(1), slots=torch.zeros(1, dtype=torch.long)),
+        layer.inputs(1),
+    )
+    caches = []
+    for number, dtype in enumerate((torch.float32, torch.bfloat16)):
+        conv, cache = layer.states(1 + number, dtype)
+        for tensor in (conv, *cache):
+            tensor[:] = number + 1
+        caches.append((conv, cache))
+    for conv, cache in (caches[0], caches[1], caches[1], caches[0]):
+        wanted = layer.slow(x, gates, row, conv.clone(), DeltaCache(*(tensor.clone() for tensor in cache)))
+        found = delta_net(x, gates, weights, row, conv, cache, torch.empty_like(wanted))
+        assert distance(found, wanted) < 1e-5
+    conv, cache = caches[0]
+    for bad in (cache._replace(state=cache.state.double()), cache._replace(v=cache.v.bfloat16())):
+        with pytest.raises(AssertionError):
+            delta_net(x, gates, weights, row, conv, bad, torch.empty_like(wanted))
+    with pytest.raises(AssertionError, match="both"):
+        delta_net(x, gates, weights, row, conv, None, torch.empty_like(wanted))
+    with pytest.raises(ValueError, match="widths are no multiples of 16"):
+        DeltaNetWeights.of(layer.conv1d, layer.a_log, layer.dt_bias, layer.norm, layer.eps, 1, 60, 2, 132)
 
 
 Change = Callable[[Layer, Tensor, Tensor, Tensor, DeltaCache], None]

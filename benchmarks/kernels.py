@@ -1,0 +1,113 @@
+"""CPU kernels alone, at the published shapes, against what the machine can do in the same run.
+
+    python benchmarks/kernels.py delta [--threads 2] [--seconds 1.0]
+
+Prints one JSON line. `delta` is the half of a linear layer between its projections: the step at batch 1 over
+the states of 36 layers, in GB/s of state read and written beside a plain copy's; and pieces of a prompt. A
+memory that others use too is only comparable within one run, so steps and copies take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numba
+import torch
+
+from qnext.kernels.cpu import isa
+from qnext.kernels.cpu.delta_net import DeltaNetWeights, delta_net
+from qnext.kernels.cpu.workspace import Workspace
+from qnext.kernels.ops import DeltaCache
+from qnext.model.packing import Packing
+
+HEADS, TAPS, LAYERS = (16, 128, 32, 128), 4, 36
+Numbers = dict[str, float | str]
+
+
+def seconds_of(works: list[Callable[[], object]], seconds: float) -> list[float]:
+    """Medians of some works that take turns."""
+    found: list[list[float]] = [[] for _ in works]
+    for work in works:
+        work()
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or len(found[0]) < 3:
+        for work, times in zip(works, found, strict=True):
+            begun = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - begun)
+    return [median(times) for times in found]
+
+
+class DeltaLayer:
+    """Random weights, caches of one sequence, and a row of inputs."""
+
+    def __init__(self, tokens: int, workspace: Workspace) -> None:
+        keys, key, values, value = HEADS
+        channels = 2 * keys * key + values * value
+        weights = (torch.randn(channels, TAPS), torch.rand(values), torch.ones(values), torch.randn(value))
+        self.weights = DeltaNetWeights.of(*weights, 1e-6, *HEADS)
+        self.conv = torch.zeros(1, channels, TAPS - 1, dtype=torch.bfloat16)
+        empty = [
+            torch.zeros(1, 0, n, width, dtype=torch.bfloat16) for n, width in ((keys, key), (values, value))
+        ]
+        state = torch.empty(1, values, key, value).normal_()
+        self.cache = DeltaCache(state, empty[0], empty[1], torch.zeros(1, 0, 2, values))
+        slots = torch.zeros(1, dtype=torch.long)
+        self.row = Packing((tokens,), (99,), torch.arange(tokens), slots=slots)
+        self.inputs = torch.randn(tokens, channels + values * value), torch.randn(tokens, 2 * values)
+        self.out, self.workspace = torch.empty(tokens, values * value), workspace
+
+    def __call__(self) -> None:
+        delta_net(*self.inputs, self.weights, self.row, self.conv, self.cache, self.out, self.workspace)
+
+
+def delta(seconds: float) -> Numbers:
+    workspace = Workspace()
+    layers = [DeltaLayer(1, workspace) for _ in range(LAYERS)]
+    source = torch.ones(2**26)
+    target = torch.empty_like(source)
+
+    def steps() -> None:
+        for layer in layers:
+            layer()
+
+    step, copy = seconds_of([steps, lambda: target.copy_(source)], seconds)
+    moved = 2 * sum(layer.cache.state.nbytes for layer in layers)
+    found: Numbers = {
+        "step_us": step / LAYERS * 1e6,
+        "step_gb_s": moved / step / 1e9,
+        "copy_gb_s": 2 * source.nbytes / copy / 1e9,
+    }
+    found["step_share"] = float(found["step_gb_s"]) / float(found["copy_gb_s"])
+    for tokens in (512, 2048):
+        (taken,) = seconds_of([DeltaLayer(tokens, workspace)], seconds)
+        found[f"prompt_{tokens}_ms"] = taken * 1e3
+    return found
+
+
+CASES: dict[str, Callable[[float], Numbers]] = {"delta": delta}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("--threads", type=int, default=numba.get_num_threads())
+    parser.add_argument("--seconds", type=float, default=1.0)
+    options = parser.parse_args()
+    numba.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
+    numbers = {
+        name: round(x, 3) if isinstance(x, float) else x
+        for name, x in CASES[options.case](options.seconds).items()
+    }
+    print(json.dumps({"case": options.case, "level": isa.level(), "threads": options.threads, **numbers}))
+
+
+if __name__ == "__main__":
+    main()
