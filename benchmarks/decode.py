@@ -23,8 +23,8 @@ from peers.load import Load
 from peers.quiet import quiet
 from stepper import Stepper, head, peak_rss_gib
 
-from qnext.model.network import load_network
 from qnext.model.packed_file import open_packed
+from qnext.model.packed_network import PackedQwen3Next
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     begun = time.perf_counter()
     opened = open_packed(given.checkpoint)
-    network = load_network(given.checkpoint, activations=given.activations)
+    network = PackedQwen3Next(opened.config, opened.parts, activations=given.activations)
     first = Stepper(network, 1, 0, 8)
     first.step()
     line = head("decode", given.checkpoint, opened, given.activations, given.threads)

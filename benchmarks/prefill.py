@@ -21,8 +21,9 @@ from peers.load import Load
 from peers.quiet import quiet
 from stepper import Stepper, head, peak_rss_gib
 
-from qnext.model.network import Network, load_network
+from qnext.model.network import Network
 from qnext.model.packed_file import open_packed
+from qnext.model.packed_network import PackedQwen3Next
 
 
 def seconds(network: Network, prompt: int, chunk: int) -> float:
@@ -49,7 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     opened = open_packed(given.checkpoint)
-    network = load_network(given.checkpoint, activations=given.activations)
+    network = PackedQwen3Next(opened.config, opened.parts, activations=given.activations)
     seconds(network, min(given.prompts), given.chunk)
     line: dict[str, Any] = head("prefill", given.checkpoint, opened, given.activations, given.threads)
     with quiet():

@@ -8,13 +8,12 @@ its `quantization_config` call for; a directory under its final name is whole.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count, islice
 from math import prod
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from qnext.kernels import memory
 from qnext.kernels.packed import LINE, Packed
 
 from .checkpoint import CONFIG, INDEX, SINGLE, mtp_layers_of, read_json, read_tensors
@@ -37,7 +37,8 @@ from .weights import COMPANIONS
 FIELD = "quantization_config"
 PADDING = "padding."
 DATA, SCALES = ".data", ".scales"
-MADV_POPULATE_READ = 22
+ROOM = 0.9  # of the memory that is free: more is not filled with weights
+PIECE, READERS = 64 << 20, 4
 
 Sizes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -58,10 +59,9 @@ def is_packed(path: str | Path) -> bool:
 
 
 def open_packed(path: str | Path) -> PackedModel:
-    """Map a packed checkpoint into memory: nothing is copied.
+    """A packed checkpoint as it lies in its files, read if there is room in memory, else mapped.
 
-    Its pages are the system's file cache's, and read now if all fit into memory. They are private to the
-    process: writing to a part would change no file. Raises ValueError naming file and tensor or field.
+    Writing to a part changes no file. Raises ValueError naming file and tensor or field.
     """
     path = Path(path)
     if not path.is_dir():
@@ -74,7 +74,7 @@ def open_packed(path: str | Path) -> PackedModel:
     listing, tensors = read_tensors(path, PACKED_DTYPES)
     config = ModelConfig.from_dict(table, mtp_layers=mtp_layers_of(tensors))
     _check(config, scheme, listing, tensors)
-    maps = {file: _map(file) for file in {info.file for info in tensors.values()}}
+    maps = {file: _bytes(file) for file in {info.file for info in tensors.values()}}
     views = {
         name: maps[info.file][info.offset : info.offset + info.nbytes].view(info.dtype).view(info.shape)
         for name, info in tensors.items()
@@ -90,15 +90,28 @@ def open_packed(path: str | Path) -> PackedModel:
     return PackedModel(config, scheme, found)
 
 
-def _map(file: Path) -> Tensor:
-    """A file as bytes. A private mapping: torch has no tensors that cannot be written to."""
-    mapped = torch.from_file(str(file), shared=False, size=file.stat().st_size, dtype=torch.uint8)
-    if sys.platform == "linux" and len(mapped) < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-        # Every page at once, where all fit: one by one, when an expert is first chosen, costs more than to
-        # multiply it. Where the system refuses, that is what happens.
-        address = ctypes.c_void_p(mapped.data_ptr())
-        ctypes.CDLL(None).madvise(address, ctypes.c_size_t(len(mapped)), MADV_POPULATE_READ)
-    return mapped
+def _bytes(file: Path) -> Tensor:
+    """A file in memory, or mapped where it does not fit: then its pages are the system's file cache's, read
+    when first used. A private mapping: torch has no tensors that cannot be written to."""
+    size = file.stat().st_size
+    if size > ROOM * memory.available():
+        return torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
+    content = memory.take((size,), torch.uint8)
+    pieces = [content[at : at + PIECE] for at in range(0, size, PIECE)]
+
+    def read(at: int, piece: Tensor) -> None:
+        with open(file, "rb", buffering=0) as source:
+            source.seek(at)
+            view = memoryview(piece.numpy().data)
+            while view:
+                count = source.readinto(view)
+                if not count:
+                    raise ValueError(f"{file}: became shorter while it was read")
+                view = view[count:]
+
+    with ThreadPoolExecutor(READERS) as pool:
+        list(pool.map(read, range(0, size, PIECE), pieces))
+    return content
 
 
 def _check(config: ModelConfig, scheme: Scheme, listing: Path, tensors: Mapping[str, TensorInfo]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qnext.kernels import memory
 from qnext.kernels.cpu.rounding import round_into
 from qnext.kernels.packed import BITS, LINE, ROWS, ZERO, Packed, dequantise, quantise, stored_shape
 
@@ -77,9 +78,12 @@ def empty(part: Part, scheme: Scheme, device: str = "cpu") -> Packed:
     kind, (*lead, rows, columns) = scheme.kind_of(part.name), part.shape
     blocks, width = stored_shape(kind, scheme.group, rows, columns)
     lines, coded = width * ROWS * BITS[kind] // (8 * LINE), kind in ZERO
-    data = torch.empty(*lead, blocks, lines, LINE, dtype=torch.uint8, device=device)
-    shape = (*lead, blocks, width // scheme.group, ROWS) if coded else (0,)
-    scales = torch.empty(shape, dtype=torch.bfloat16, device=device)
+    shapes = (*lead, blocks, lines, LINE), ((*lead, blocks, width // scheme.group, ROWS) if coded else (0,))
+    if device == "cpu":
+        data, scales = memory.take(shapes[0], torch.uint8), memory.take(shapes[1], torch.bfloat16)
+    else:
+        data = torch.empty(shapes[0], dtype=torch.uint8, device=device)
+        scales = torch.empty(shapes[1], dtype=torch.bfloat16, device=device)
     return Packed(data, scales, kind, scheme.group if coded else width, rows, columns)
 
 

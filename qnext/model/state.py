@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qnext.kernels import memory
 from qnext.kernels.ops import DeltaCache
 
 from .config import ModelConfig
@@ -100,12 +101,14 @@ class State:
         key_width, value_width = config.linear_key_head_dim, config.linear_value_head_dim
 
         def zeros(*shape: int, of: torch.dtype = dtype) -> Tensor:
-            # Written, not only promised as `torch.zeros` is: memory that is missing is missed now.
+            # Written, not only promised: memory that is missing is missed now.
+            if torch.device(device).type == "cpu":
+                return memory.take(shape, of).zero_()
             return torch.empty(shape, dtype=of, device=device).zero_()
 
         kept = kept or dtype
-        memory = zeros(pages, sum(full) + mtp, 2, *kv_heads)
-        pairs = [(memory[:, i, 0], memory[:, i, 1]) for i in range(memory.shape[1])]
+        kv_memory = zeros(pages, sum(full) + mtp, 2, *kv_heads)
+        pairs = [(kv_memory[:, i, 0], kv_memory[:, i, 1]) for i in range(kv_memory.shape[1])]
         delta = [
             DeltaCache(
                 zeros(slots, values, key_width, value_width, of=torch.float32),
@@ -118,7 +121,7 @@ class State:
         columns = config.linear_conv_kernel_dim - 1 + drafts
         conv = [zeros(slots, config.conv_dim, columns, of=kept) for _ in delta]
         return cls(
-            memory,
+            kv_memory,
             tuple(pairs[sum(full[:i])] if attends else None for i, attends in enumerate(full)),
             pairs[-1] if mtp else None,
             tuple(None if attends else delta[i - sum(full[:i])] for i, attends in enumerate(full)),

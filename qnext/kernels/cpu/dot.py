@@ -23,7 +23,7 @@ from .simd import (
     masked,
     nibble,
     peek_i32,
-    prefetch,
+    prefetch_far,
     registers_f32,
     registers_i32,
     shift_left,
@@ -35,7 +35,8 @@ from .simd import (
     to_float,
 )
 
-AHEAD = 1536  # bytes that are asked for before they are read
+AHEAD = 8192  # bytes that are asked for before they are read, where there is enough to do meanwhile: with few
+FEW = 1  # token the processor looks far enough ahead by itself, and asking is in its way
 
 
 @inline
@@ -50,23 +51,29 @@ def codes(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no-
         row_scales + first * groups * 4,
         row_sums + first * groups * 4,
     )
-    sums, ints = registers_f32(tokens), registers_i32(tokens)
+    # For one or two tokens, sums of both halves of a line apart: one chain of additions would be too slow.
+    ways = 1 if bits == 4 and tokens < 4 else 0
+    sums, ints = registers_f32(tokens), registers_i32(16)
     for t in range(tokens):
         sums[t] = fill(np.float32(0))
     for g in range(groups):
         at = 4 * g
         for t in range(tokens):  # a stored zero is 8 or 128: so much too much is in each product
             ints[t] = fill_i32(peek_i32(row_sums + at + t * groups * 4) * np.int32(-8 if bits == 4 else -128))
+            if ways:
+                ints[tokens + t] = fill_i32(np.int32(0))
         for _ in range(group * bits // 32):
             line = load_i32(data)
-            prefetch(data + AHEAD)
+            if tokens > FEW:
+                prefetch_far(data + AHEAD)
             data += 64
             if bits == 4:
                 low, high = masked(line, 0x0F0F0F0F), masked(shift_right(line, 4), 0x0F0F0F0F)
                 for t in range(tokens):
                     ints[t] = dot_u8_i8(ints[t], low, spread_i32(row + t * width))
                 for t in range(tokens):
-                    ints[t] = dot_u8_i8(ints[t], high, spread_i32(row + t * width + 4))
+                    u = tokens * ways + t
+                    ints[u] = dot_u8_i8(ints[u], high, spread_i32(row + t * width + 4))
                 row += 8
             else:
                 for t in range(tokens):
@@ -75,6 +82,8 @@ def codes(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no-
         scale = load_bf16(scales)
         scales += 32
         for t in range(tokens):
+            if ways:
+                ints[t] = ints[t] + ints[tokens + t]
             sums[t] = fma(to_float(ints[t]), scale * spread(row_scales + at + t * groups * 4), sums[t])
     for t in range(tokens):
         store(out + t * step, sums[t])
@@ -108,7 +117,8 @@ def floats(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no
             part[t] = fill(np.float32(0))
         for _ in range(group * bits // 32):
             line = load_i32(data)
-            prefetch(data + AHEAD)
+            if tokens > FEW:
+                prefetch_far(data + AHEAD)
             data += 64
             for j in range(32 // bits):
                 weights = column(bits, line, j)
@@ -145,7 +155,11 @@ def _dot(bits, coded, matrix, block, x, first, last, out, step):  # type: ignore
             product(bits, 8, matrix, block, x, first, out, step)
             first += 8
             out += 8 * step
-        while first + 2 <= last:
+        if first + 4 <= last:
+            product(bits, 4, matrix, block, x, first, out, step)
+            first += 4
+            out += 4 * step
+        if first + 2 <= last:
             product(bits, 2, matrix, block, x, first, out, step)
             first += 2
             out += 2 * step

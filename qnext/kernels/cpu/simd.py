@@ -229,11 +229,21 @@ def copy(build: Build, to: Any, source: Any, size: Any) -> None:
     call(build, "llvm.memcpy.p0.p0.i64", ir.VoidType(), to, source, size, ir.Constant(ir.IntType(1), 0))
 
 
+def _prefetch(build: Build, p: Any, level: int) -> None:
+    flags = [ir.Constant(I32, flag) for flag in (0, level, 1)]  # to read, how near, data
+    call(build, "llvm.prefetch.p0", ir.VoidType(), build.inttoptr(p, ir.PointerType(I8)), *flags)
+
+
 @op(types.void, address)
 def prefetch(build: Build, p: Any) -> None:
-    """Ask for a cache line that will be read."""
-    flags = [ir.Constant(I32, flag) for flag in (0, 3, 1)]
-    call(build, "llvm.prefetch.p0", ir.VoidType(), build.inttoptr(p, ir.PointerType(I8)), *flags)
+    """Ask for a cache line that will be read soon."""
+    _prefetch(build, p, 3)
+
+
+@op(types.void, address)
+def prefetch_far(build: Build, p: Any) -> None:
+    """Ask for a cache line that will be read later: as far as the second level of caches."""
+    _prefetch(build, p, 2)
 
 
 # Arithmetic. + - * / stand for themselves.
