@@ -41,10 +41,11 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="settings that differ from the recipe's"
     )
 
-    verb = verbs.add_parser("convert", help="rewrite a checkpoint in the published layout")
+    verb = verbs.add_parser("convert", help="rewrite a checkpoint in the published layout, or packed")
     verb.add_argument("source", help="checkpoint directory (bf16, fp16, fp32 or block-FP8)")
     verb.add_argument("target", help="directory to make")
     verb.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the source's own")
+    _add_packing(verb)
 
     verb = verbs.add_parser("info", help="what a checkpoint is and what it needs")
     verb.add_argument(
@@ -55,6 +56,26 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("action", choices=("create", "list", "revoke"))
     verb.add_argument("key", nargs="?", help="create: a name for it; revoke: its number")
     return top
+
+
+def _add_packing(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--quantize",
+        choices=("int4", "int8", "bfloat16", "float32"),
+        help="pack the weights as CPUs read them",
+    )
+    verb.add_argument(
+        "--group", type=int, help="columns that share a scale: 32, 64 or 128 (default 64; int8: 128)"
+    )
+    verb.add_argument(
+        "--keep",
+        action="append",
+        metavar="PATTERN=KIND",
+        help="matrices of another kind, as 'layers.0.*=int8'",
+    )
+    verb.add_argument(
+        "--calibrate", type=Path, metavar="FILE", help="text, or JSON lines, to fit the rounding to (int4)"
+    )
 
 
 def _add_engine(verb: argparse.ArgumentParser) -> None:

@@ -177,12 +177,16 @@ def train(options: Options) -> None:
 
 
 def convert(options: Options) -> None:
-    """Read a checkpoint, whole and strictly, and write it in the published layout."""
+    """Read a checkpoint, whole and strictly, and write it in the published layout, or packed."""
     from .model.qwen3_next import Qwen3Next
     from .models import locate
     from .terminal import byte_bar
 
     source, target = locate(options.source), Path(options.target)
+    if options.quantize:
+        return _pack(options, source, target)
+    if options.group or options.keep or options.calibrate:
+        raise ValueError("--group, --keep and --calibrate are for packed weights: give --quantize too")
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} exists and is not empty: give a new directory")
     console = _console()
@@ -193,6 +197,23 @@ def convert(options: Options) -> None:
     console.print(f"{target}: {model.config.dtype} checkpoint written")
 
 
+def _pack(options: Options, source: Path, target: Path) -> None:
+    from .model.conversion import convert
+    from .model.scheme import Scheme
+    from .terminal import byte_bar
+    from .text.samples import read_samples
+
+    if options.dtype:
+        raise ValueError("--dtype is for weights that are not packed: --quantize decides it")
+    scheme = Scheme.parse(options.quantize, options.group, options.keep or ())
+    texts = read_samples(options.calibrate, source) if options.calibrate else None
+    console = _console()
+    with byte_bar(console, f"packing {source}") as progress:
+        convert(source, target, scheme, texts=texts, progress=progress)
+    fitted = ", calibrated" if texts else ""
+    console.print(f"{target}: packed as {scheme.describe()}{fitted}", soft_wrap=True)
+
+
 def info(options: Options) -> None:
     """Architecture, parameters, bytes and the backend of a checkpoint or of a bare config.json."""
     import json
@@ -200,11 +221,18 @@ def info(options: Options) -> None:
     from .kernels.select import backend_names
     from .model.checkpoint import Checkpoint
     from .model.config import ModelConfig
-    from .model.summary import Summary
+    from .model.packed_file import is_packed, open_packed
+    from .model.summary import Summary, describe_packed
     from .models import EMBEDDED, locate
 
-    path = locate(options.model) if options.model in EMBEDDED else Path(options.model)
-    if path.is_dir() and any(path.glob("*.safetensors")):
+    path, packed = (
+        locate(options.model) if options.model in EMBEDDED else Path(options.model),
+        dict[str, str](),
+    )
+    if path.is_dir() and is_packed(path):
+        config, scheme, _ = open_packed(path)
+        packed = dict(describe_packed(config, scheme))
+    elif path.is_dir() and any(path.glob("*.safetensors")):
         checkpoint = Checkpoint(path)
         config = ModelConfig.from_dict(checkpoint.config_dict, mtp_layers=checkpoint.mtp_layers)
     else:
@@ -215,7 +243,7 @@ def info(options: Options) -> None:
             raise ValueError(f"{file}: {error.strerror}: give a directory or its config.json") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}: not JSON ({error})") from None
-    for label, text in Summary.of(config).describe(config):
+    for label, text in {**dict(Summary.of(config).describe(config)), **packed}.items():
         print(f"{label:<13}{text}")
     print(f"{'backend':<13}{', '.join(backend_names('cpu'))}")
 

@@ -66,9 +66,36 @@ def test_convert_changes_the_dtype_and_refuses_a_full_target(
     assert "exists and is not empty" in capsys.readouterr().err
 
 
+def test_convert_packs_and_info_tells_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, target = tmp_path / "story.txt", str(tmp_path / "packed")
+    text.write_text("Once upon a time there was a fox. The fox was small and red. " * 20)
+    choice = ["--quantize", "int4", "--group", "32", "--keep", "lm_head=int8", "--calibrate", str(text)]
+    assert main(["convert", "tiny-instruct", target, *choice]) == 0
+    assert "packed as int4, group 32, lm_head in int8, calibrated" in capsys.readouterr().err
+    assert main(["info", target]) == 0
+    out = capsys.readouterr().out
+    assert "quantised    int4, group 32, lm_head in int8" in out
+    assert "MiB: " in out and "in int4, " in out and "in float32" in out and "3 Gated DeltaNet" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["convert", "tiny-base", "x", "--group", "32"], "give --quantize too"),
+        (["convert", "tiny-base", "x", "--quantize", "int4", "--group", "48"], "group is 48: use one of 32"),
+        (
+            ["convert", "tiny-base", "x", "--quantize", "int4", "--keep", "int8"],
+            "rule 'int8' is not PATTERN=KIND",
+        ),
+        (
+            ["convert", "tiny-base", "x", "--quantize", "int4", "--keep", "head=int8"],
+            "rule 'head' fits no matrix",
+        ),
+        (
+            ["convert", "tiny-base", "x", "--quantize", "int8", "--dtype", "float32"],
+            "--dtype is for weights that",
+        ),
+        (["convert", "tiny-base", "x", "--quantize", "int4", "--calibrate", "y"], "y: no such file"),
         (["serve", "no-such-model"], "no model 'no-such-model'"),
         (["serve", "tiny-base", "tiny-base"], "two models are named tiny-base"),
         (["serve", "--max-sequences", "0"], "max_sequences is 0"),

@@ -20,6 +20,7 @@ from .decoder import DecoderLayer
 from .initialise import initialise
 from .layers import RMSNorm, Routing, Step
 from .mtp import MTPHead, ungained
+from .packed_file import is_packed, open_packed
 from .packing import Packing
 from .quant import Parts, unpack_model
 from .rotary import rotary_table
@@ -66,11 +67,15 @@ class Qwen3Next(nn.Module):
         device: torch.device | str = "cpu",
         progress: Progress | None = None,
     ) -> Qwen3Next:
-        """Read a checkpoint directory in the published layout. `dtype` None keeps the checkpoint's own;
-        `progress` is told bytes read and bytes in all.
+        """Read a checkpoint directory in the published layout, or a packed one, whose numbers are then made
+        floats. `dtype` None keeps the checkpoint's own; `progress` is told bytes read and bytes in all.
 
         Raises ValueError naming the file, the tensor or the field that is wrong.
         """
+        if is_packed(path):
+            packed = open_packed(path)
+            own: torch.dtype = getattr(torch, packed.config.dtype)
+            return cls.from_packed(packed.config, packed.parts, dtype=dtype or own, device=device)
         checkpoint = Checkpoint(path)
         config = ModelConfig.from_dict(checkpoint.config_dict, mtp_layers=checkpoint.mtp_layers)
         model = cls(config, device="meta", dtype=dtype or checkpoint.dtype)

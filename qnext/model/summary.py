@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from .config import ModelConfig
 from .layout import layout
+from .packed_layout import parts
+from .quant import empty
+from .scheme import Scheme
 from .state import StateSize
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -67,6 +71,19 @@ class Summary:
             ("delta state", f"{_bytes(self.state.delta)} a sequence in float32"),
             ("conv state", f"{_bytes(self.state.conv)} a sequence"),
         ]
+
+
+def describe_packed(config: ModelConfig, scheme: Scheme) -> list[tuple[str, str]]:
+    """Lines of (label, text) for people: the scheme of a packed model, and bytes of each kind of number."""
+    sizes: Counter[str] = Counter()
+    for part in parts(config):
+        if part.packed:
+            sizes[scheme.kind_of(part.name)] += empty(part, scheme, "meta").bytes
+        else:
+            kind = "float32" if part.form == "vector" else scheme.plain
+            sizes[kind] += math.prod(part.shape) * ITEMSIZE[kind]
+    each = ", ".join(f"{_bytes(size)} in {kind}" for kind, size in sizes.most_common())
+    return [("quantised", scheme.describe()), ("weights", f"{_bytes(sizes.total())}: {each}")]
 
 
 def _count(number: int) -> str:

@@ -56,6 +56,10 @@ def test_what_was_written_is_what_is_opened(tmp_path: Path, changes: dict[str, A
     opened = open_packed(tmp_path / "x")
     assert (opened.config, opened.scheme) == (model.config, SCHEME)
     assert_same(opened.parts, packed)
+    again = Qwen3Next.from_pretrained(tmp_path / "x", dtype=torch.float32)
+    twin = Qwen3Next.from_packed(model.config, packed)
+    for one, other in zip(again.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_every_tensor_is_aligned_in_shards_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
