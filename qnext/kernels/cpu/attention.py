@@ -6,7 +6,6 @@ kernels of `attention_*`, and it looks at every tensor first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numba
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Row
-from . import attention_decode, attention_inputs, isa
+from . import attention_decode, attention_inputs, attention_prefill, isa
 from .attention_decode import EXACT, EXACT_BF16, FAST
 from .workspace import Workspace
 
@@ -130,10 +129,43 @@ def gated_attention(
         threads,
     )
     gates = (projected_TX.data_ptr() + shape[0] * shape[2] * 4, projected_TX.stride(0) * 4)
-    for table, pages in _windows(row.table, paged.pages):
-        held = paged._replace(pages=pages)
-        _decode(kind, table, row.first, shape, queries, held, gates, out_TQD.data_ptr(), workspace)
+    rows = (queries, out_TQD.data_ptr(), *gates)
+    if min(row.lengths) <= attention_decode.WINDOW:
+        _decode(kind, row.table, row.first, shape, rows, paged, workspace)
+    for n, length in enumerate(row.lengths):
+        if length > attention_decode.WINDOW:
+            piece = (row.starts[n], length, row.contexts[n])
+            _prefill(kind, piece, row.first, shape, rows, paged._replace(pages=paged.pages[n]), workspace)
     return out_TQD
+
+
+def _prefill(
+    kind: int,
+    piece: tuple[int, int, int],
+    first: int,
+    shape: tuple[int, int, int],
+    rows: tuple[int, int, int, int],
+    paged: _Paged,
+    workspace: Workspace,
+) -> None:
+    """Answer one long piece."""
+    threads, step = numba.get_num_threads(), attention_prefill.scratch_bytes(shape[2])
+    queries = piece[1] * shape[0] + shape[1] * (attention_prefill.TILE - 1)
+    attention_prefill.answer(
+        kind,
+        piece,
+        first,
+        shape,
+        rows,
+        paged.caches,
+        paged.pages,
+        workspace.address("attention panels", attention_prefill.panel_bytes(*shape[1:])),
+        workspace.address("attention states", queries * 8),
+        workspace.address("attention tiles", threads * step),
+        step,
+        workspace.address("attention tasks", 64),
+        threads,
+    )
 
 
 def _decode(
@@ -141,10 +173,8 @@ def _decode(
     table: np.ndarray,
     first: int,
     shape: tuple[int, int, int],
-    queries: int,
+    rows: tuple[int, int, int, int],
     paged: _Paged,
-    gates: tuple[int, int],
-    out: int,
     workspace: Workspace,
 ) -> None:
     """Answer the short pieces of a table."""
@@ -157,7 +187,7 @@ def _decode(
         layout,
         first,
         shape,
-        queries,
+        rows[0],
         paged.caches,
         paged.pages,
         parts,
@@ -166,17 +196,4 @@ def _decode(
         workspace.address("attention tasks", 64),
         threads,
     )
-    attention_decode.combine(table, layout, shape, parts, *gates, out)
-
-
-def _windows(table: np.ndarray, pages: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The short pieces together, then each longer one window by window."""
-    short = table[:, 1] <= attention_decode.WINDOW
-    if short.any():
-        yield table, pages
-    for n in np.flatnonzero(~short):
-        start, length, context = table[n, :3]
-        for at in range(0, length, attention_decode.WINDOW):
-            size = min(attention_decode.WINDOW, length - at)
-            window = np.array([[start + at, size, context + at, 0, 0, 0]], np.int64)
-            yield window, np.ascontiguousarray(pages[n : n + 1])
+    attention_decode.combine(table, layout, shape, parts, rows)

@@ -74,6 +74,12 @@ def swap_halves(build: Build, x: Any) -> Any:
     return _shuffled(build, x, x, [*range(8, 16), *range(8)])
 
 
+@op(f32x16, f32x16)
+def swap_quarters(build: Build, x: Any) -> Any:
+    """The second 4, the first 4, the last 4, the third 4."""
+    return _shuffled(build, x, x, [place ^ 4 for place in range(16)])
+
+
 @op(i32x16, f32x16, f32x16)
 def pair_bf16(build: Build, low: Any, high: Any) -> Any:
     """Two vectors as bf16 in one, side by side in each place. Finite numbers only."""

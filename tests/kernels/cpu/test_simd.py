@@ -64,7 +64,7 @@ def float_kernel(out: int, p: int) -> None:
     simd.store(out + 640, simd.fill(simd.largest(x)))
     simd.store(out + 704, simd.fill(simd.total(x)))
     simd.store_i32(out + 768, simd.to_int(x))
-    simd.store(out + 832, simd.look_up(y, simd.load_i32(p)))
+    simd.copy(out + 832, p + 5, 37)
     simd.store_bf16(out + 896, x)
     simd.store(out + 960, simd.load_bf16(p + 2))
     simd.store(out + 1024, simd.spread(p + 12))
@@ -73,7 +73,9 @@ def float_kernel(out: int, p: int) -> None:
     simd.store(out + 1216, shuffles.swap_halves(x))
     simd.store_i32(out + 1280, shuffles.pair_bf16(x, y))
     simd.store_i32(out + 1344, activations.as_int(x))
+    simd.store(out + 1408, shuffles.swap_quarters(x))
     simd.prefetch(p)
+    simd.prefetch_l2(p)
 
 
 def by_halves(x: np.ndarray) -> F32:
@@ -96,7 +98,7 @@ FLOATS: Twins = {
     "largest": lambda x, y, z: np.full(16, x.max()),
     "total": lambda x, y, z: np.full(16, by_halves(x)),
     "to_int": lambda x, y, z: np.trunc(x).astype(I32),
-    "look_up": lambda x, y, z: y[x.view(I32) & 15],
+    "copy": lambda x, y, z: first(x.view(np.uint8)[5:42], np.uint8),
     "store_bf16": lambda x, y, z: first(to_bf16(x), np.uint16),
     "load_bf16": lambda x, y, z: from_bf16(np.concatenate((x, y)).view(np.uint16)[1:17]),
     "spread": lambda x, y, z: np.full(16, x[3]),
@@ -105,6 +107,7 @@ FLOATS: Twins = {
     "swap_halves": lambda x, y, z: np.roll(x, 8),
     "pair_bf16": lambda x, y, z: np.stack((to_bf16(x), to_bf16(y)), 1),
     "as_int": lambda x, y, z: x.view(I32),
+    "swap_quarters": lambda x, y, z: x.reshape(2, 2, 4)[:, ::-1],
 }
 
 
@@ -148,6 +151,8 @@ def integer_kernel(out: int, p: int) -> None:
     simd.store_i32(out + 832, simd.dot_u8_i8(c, a, b))
     simd.store_i32(out + 896, shuffles.zip_low(a, b))
     simd.store_i32(out + 960, shuffles.zip_high(a, b))
+    simd.store_i32(out + 1024, simd.shift_right_by(a, simd.peek_i32(p + 128) & 31))
+    simd.store(out + 1088, simd.nibble(a, 12))
 
 
 def dot_bytes(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -175,6 +180,8 @@ INTEGERS: Twins = {
     "dot_u8_i8": dot_bytes,
     "zip_low": lambda a, b, c: zipped(a, b)[:32],
     "zip_high": lambda a, b, c: zipped(a, b)[32:],
+    "shift_right_by": lambda a, b, c: a.view(np.uint32) >> np.uint32(c[0] & 31),
+    "nibble": lambda a, b, c: ((a >> 12 & 15) - 8).astype(F32),
 }
 
 
