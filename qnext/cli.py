@@ -221,7 +221,7 @@ def info(options: Options) -> None:
     from .kernels.select import backend_names
     from .model.checkpoint import Checkpoint
     from .model.config import ModelConfig
-    from .model.packed_file import is_packed, open_packed
+    from .model.packed_file import inspect_packed, is_packed
     from .model.summary import Summary, describe_packed
     from .models import EMBEDDED, locate
 
@@ -230,7 +230,7 @@ def info(options: Options) -> None:
         dict[str, str](),
     )
     if path.is_dir() and is_packed(path):
-        config, scheme, _ = open_packed(path)
+        config, scheme, _ = inspect_packed(path)
         packed = dict(describe_packed(config, scheme))
     elif path.is_dir() and any(path.glob("*.safetensors")):
         checkpoint = Checkpoint(path)

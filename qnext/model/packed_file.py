@@ -63,17 +63,7 @@ def open_packed(path: str | Path) -> PackedModel:
 
     Writing to a part changes no file. Raises ValueError naming file and tensor or field.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such checkpoint directory")
-    table = read_json(path / CONFIG)
-    stated = table.get(FIELD)
-    if not isinstance(stated, dict):
-        raise ValueError(f"{path / CONFIG}: has no {FIELD}: it is no packed checkpoint")
-    scheme = Scheme.from_dict(stated, f"{path / CONFIG}: {FIELD}")
-    listing, tensors = read_tensors(path, PACKED_DTYPES)
-    config = ModelConfig.from_dict(table, mtp_layers=mtp_layers_of(tensors))
-    _check(config, scheme, listing, tensors)
+    config, scheme, tensors = inspect_packed(path)
     maps = {file: _bytes(file) for file in {info.file for info in tensors.values()}}
     views = {
         name: maps[info.file][info.offset : info.offset + info.nbytes].view(info.dtype).view(info.shape)
@@ -88,6 +78,22 @@ def open_packed(path: str | Path) -> PackedModel:
         else:
             found[part.name] = views[part.name]
     return PackedModel(config, scheme, found)
+
+
+def inspect_packed(path: str | Path) -> tuple[ModelConfig, Scheme, dict[str, TensorInfo]]:
+    """What a packed checkpoint is and where its tensors lie, all checked but their numbers."""
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such checkpoint directory")
+    table = read_json(path / CONFIG)
+    stated = table.get(FIELD)
+    if not isinstance(stated, dict):
+        raise ValueError(f"{path / CONFIG}: has no {FIELD}: it is no packed checkpoint")
+    scheme = Scheme.from_dict(stated, f"{path / CONFIG}: {FIELD}")
+    listing, tensors = read_tensors(path, PACKED_DTYPES)
+    config = ModelConfig.from_dict(table, mtp_layers=mtp_layers_of(tensors))
+    _check(config, scheme, listing, tensors)
+    return config, scheme, tensors
 
 
 def _bytes(file: Path) -> Tensor:
