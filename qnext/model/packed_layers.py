@@ -59,7 +59,7 @@ class Rows:
     it first: the others then share what is made for it."""
 
     def __init__(
-        self, x_TH: Tensor, workspace: Workspace, coded: bool, norm: Tensor | None, eps: float
+        self, x_TH: Tensor, workspace: Workspace, coded: bool, norm: Tensor | None = None, eps: float = 0.0
     ) -> None:
         self.x, self._workspace, self._coded, self._norm, self._eps = x_TH, workspace, coded, norm, eps
         self._made: dict[int, Inputs] = {}

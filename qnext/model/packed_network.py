@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qnext.kernels.cpu import attention, delta_net
-from qnext.kernels.cpu.linear import Matrix
+from qnext.kernels.cpu.linear import Matrix, linear
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.ops import DeltaCache
 
@@ -30,6 +30,7 @@ from .packed_layers import (
     PackedMoE,
     PackedStep,
     Part,
+    Rows,
     matrix,
     vector,
     within,
@@ -155,9 +156,9 @@ class PackedQwen3Next:
 
     def logits(self, hidden_TH: Tensor) -> Tensor:
         """Hidden states [T, H] -> scores of the next token [T, V] fp32."""
-        step = self._step(Packing.of([len(hidden_TH)]), None)
+        rows = Rows(hidden_TH.contiguous(), self._workspace, self.activations == "int8")
         scores = torch.empty(len(hidden_TH), self.lm_head.columns)
-        step.product(step.rows(hidden_TH.contiguous()), self.lm_head, scores)
+        linear(rows.ready(self.lm_head), self.lm_head, scores)
         return scores[:, : self.config.vocab_size]
 
     def mtp_hidden(

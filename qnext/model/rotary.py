@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from .config import ModelConfig
 
 
+@cache
 def frequencies(config: ModelConfig, *, stretched: bool = True) -> Tensor:
     """Radians per position [R] fp32, stretched by YaRN where the config says so and `stretched` is wanted."""
     dim = int(config.head_dim * config.partial_rotary_factor)
-    plain = 1.0 / config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    plain = 1.0 / config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim)
     yarn = config.rope_scaling
     if yarn is None or not stretched:
         return plain
     low, high = yarn.ramp_bounds(dim, config.rope_theta)
-    ramp = ((torch.arange(len(plain), dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    ramp = ((torch.arange(len(plain), dtype=torch.float32, device="cpu") - low) / (high - low)).clamp(0, 1)
     return plain / yarn.factor * ramp + plain * (1 - ramp)
 
 
