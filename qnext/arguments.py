@@ -35,6 +35,12 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=int, help="for the same answers again")
     _add_engine(verb)
 
+    verb = verbs.add_parser("warmup", help="compile the CPU kernels that a model needs")
+    verb.add_argument(
+        "model", nargs="?", default="tiny-instruct", help="embedded name or checkpoint directory"
+    )
+    _add_engine(verb)
+
     verb = verbs.add_parser("train", help="train a recipe")
     verb.add_argument("recipe", help="a TOML file")
     verb.add_argument(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .engine.config import EngineConfig
+    from .llm import LLM
     from .server.service import Served
-    from .server.settings import Settings
 
 Options = argparse.Namespace
 
@@ -66,6 +67,7 @@ def serve(options: Options) -> None:
     from .server.service import Service
     from .server.settings import Settings
     from .server.store import open_store
+    from .server.welcome import greet
 
     settings = Settings.from_env()
     given = {name: getattr(options, name) for name in ("host", "port") if getattr(options, name) is not None}
@@ -80,7 +82,8 @@ def serve(options: Options) -> None:
         lowered = {name.lower(): name for name in models if name.lower() != name}
         settings = replace(settings, aliases={**settings.aliases, **lowered})
         app = create_app(Service(models, settings), keys, settings)
-        _welcome(console, settings, list(models), keys.first())
+        console.print(f"[bold]qnext {VERSION}[/]", end=" ")
+        greet(console, settings, list(models), keys.first())
         serve(app, settings.host, settings.port)
 
 
@@ -129,44 +132,41 @@ def _dtype(name: str | None) -> torch.dtype | None:
     return dtype
 
 
-def _welcome(console: Console, settings: Settings, models: list[str], secret: str | None) -> None:
-    from .server.welcome import example_calls
+def _llm(options: Options) -> LLM:
+    from .llm import LLM
 
-    base = f"http://{settings.host}:{settings.port}"
-    console.print(
-        f"[bold]qnext {VERSION}[/] at {base}, OpenAI and DashScope protocols. Ctrl-C ends it.", soft_wrap=True
+    return LLM(
+        options.model,
+        engine=_engine_config(options),
+        dtype=_dtype(options.dtype),
+        device=_device(options.device),
+        quantize=options.quantize,
+        activations=options.activations,
     )
-    for name in models:
-        aliases = [alias for alias, target in settings.aliases.items() if target == name]
-        console.print(f"  {name}" + (f"  (also asked for as {', '.join(aliases)})" if aliases else ""))
-    if secret:
-        console.print(f"\nYour API key, shown this once: [bold green]{secret}[/]")
-    else:
-        console.print("\nYour keys of earlier starts are valid; `qnext keys create` makes another.")
-    console.print("\nTo try it, in another terminal:\n")
-    calls = example_calls(base, secret or "YOUR_KEY", models[0])
-    console.print(calls, markup=False, highlight=False, soft_wrap=True)
 
 
 def chat(options: Options) -> None:
     """A conversation in the terminal."""
     from .engine.request import SamplingParams
-    from .llm import LLM
     from .terminal import converse
 
-    dtype, device = _dtype(options.dtype), _device(options.device)
-    with LLM(
-        options.model,
-        engine=_engine_config(options),
-        dtype=dtype,
-        device=device,
-        quantize=options.quantize,
-        activations=options.activations,
-    ) as llm:
+    with _llm(options) as llm:
         wishes = dict(llm.recommended, max_tokens=options.max_tokens, seed=options.seed)
         if options.temperature is not None:
             wishes["temperature"] = options.temperature
         converse(llm, SamplingParams(**wishes), options.system, _console(sys.stdout))
+
+
+def warmup(options: Options) -> None:
+    """Compile the kernels that a model needs on this machine, by answering once."""
+    from .engine.request import SamplingParams
+    from .kernels.cpu.jit import folder
+
+    begun = time.perf_counter()
+    with _llm(options) as llm:
+        llm.generate([[1] * 200, [1]], SamplingParams(max_tokens=8))
+    seconds = time.perf_counter() - begun
+    _console(sys.stdout).print(f"{options.model} answered after {seconds:.1f} s; kernels are in {folder()}")
 
 
 def train(options: Options) -> None:
@@ -281,6 +281,7 @@ def _console(stream: TextIO | None = None) -> Console:
 _VERBS: dict[str, Callable[[Options], int | None]] = {
     "serve": serve,
     "chat": chat,
+    "warmup": warmup,
     "train": train,
     "convert": convert,
     "info": info,

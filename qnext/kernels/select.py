@@ -24,8 +24,8 @@ def packs(device: str) -> bool:
 
 
 def backend_names(device: str) -> tuple[str, ...]:
-    """The backends of a device type, in the order in which they are asked for an op."""
-    return ("reference",)
+    """The backends of a device type, in the order in which they are asked."""
+    return ("cpu", "reference") if packs(device) else ("reference",)
 
 
 @cache

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qnext.kernels.cpu import attention, delta_net
+from qnext.kernels.cpu.jit import warn_of_slow_threads
 from qnext.kernels.cpu.linear import Matrix, linear
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.ops import DeltaCache
@@ -128,6 +129,7 @@ class PackedQwen3Next:
         cache_dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         assert supported(config)
+        warn_of_slow_threads()
         self.config, self.cache_dtype, self.activations = config, cache_dtype, activations
         self.embedding, self.norm = vector(parts, "embed_tokens"), vector(parts, "norm")
         self.lm_head = Matrix(matrix(parts, "lm_head"))

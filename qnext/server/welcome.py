@@ -1,9 +1,29 @@
-"""The welcome: three calls to copy and paste, one for each way in.
+"""The welcome: which models answer, the first key, and three calls to copy and paste, one for each way in.
 
-Printed by `cli` when a server starts. Invariant: each one works as it stands, given the SDK it names.
+Printed by `cli` when a server starts. Invariant: each call works as it stands, given the SDK it names.
 """
 
 from __future__ import annotations
+
+from rich.console import Console
+
+from .settings import Settings
+
+
+def greet(console: Console, settings: Settings, models: list[str], secret: str | None) -> None:
+    """`secret` is the first key, if it was made just now."""
+    base = f"http://{settings.host}:{settings.port}"
+    console.print(f"at {base}, OpenAI and DashScope protocols. Ctrl-C ends it.", soft_wrap=True)
+    for name in models:
+        aliases = [alias for alias, target in settings.aliases.items() if target == name]
+        console.print(f"  {name}" + (f"  (also asked for as {', '.join(aliases)})" if aliases else ""))
+    if secret:
+        console.print(f"\nYour API key, shown this once: [bold green]{secret}[/]")
+    else:
+        console.print("\nYour keys of earlier starts are valid; `qnext keys create` makes another.")
+    console.print("\nTo try it, in another terminal:\n")
+    calls = example_calls(base, secret or "YOUR_KEY", models[0])
+    console.print(calls, markup=False, highlight=False, soft_wrap=True)
 
 
 def example_calls(base_url: str, key: str, model: str) -> str:

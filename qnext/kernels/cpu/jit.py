@@ -6,6 +6,8 @@ another Numba is never loaded.
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 from array import array
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from numba.extending import intrinsic
 
 from . import isa
 
+log = logging.getLogger(__name__)
 PLAIN: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 
 
@@ -36,6 +39,21 @@ def folder() -> Path:
     digest.update(f"{isa.level()} {isa.has_bf16()} {numba.__version__}".encode())
     home = os.environ.get("QNEXT_KERNEL_CACHE") or platformdirs.user_cache_path("qnext") / "kernels"
     return Path(home) / digest.hexdigest()
+
+
+@cache
+def warn_of_slow_threads() -> None:
+    """Numba's threads are OpenMP's where the system has its library; else others take its place."""
+    if importlib.util.find_spec("numba.np.ufunc.omppool") is not None:
+        try:
+            importlib.import_module("numba.np.ufunc.omppool")
+            return
+        except ImportError:
+            pass
+    log.warning(
+        "kernels run up to twice as slowly without OpenMP's library: install libgomp "
+        "(the package is libgomp1 on Debian, libgomp on Fedora)"
+    )
 
 
 @contextmanager

@@ -1,0 +1,31 @@
+"""Without OpenMP's library kernels are slower, and say so once, naming what to install."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+
+import pytest
+
+from qnext.kernels.cpu import jit
+
+
+def test_a_missing_library_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(f"libgomp.so.1, wanted by {name}")
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    jit.warn_of_slow_threads.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        jit.warn_of_slow_threads()
+        jit.warn_of_slow_threads()
+    assert len(caplog.records) == 1 and "libgomp1" in caplog.text
+    jit.warn_of_slow_threads.cache_clear()
+
+
+def test_a_library_that_is_there_is_not_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    jit.warn_of_slow_threads.cache_clear()
+    jit.warn_of_slow_threads()
+    assert not caplog.records
