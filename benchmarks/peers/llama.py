@@ -20,7 +20,8 @@ def run(gguf: str | Path, programs: str | Path | None, load: Load = LOAD) -> dic
     if absent:
         return {**head, "skipped": absent}
     peaks, lines = [], []
-    for prompts, contexts in ((load.prompts, ()), *(((), (context,)) for context in load.contexts)):
+    parts = [(load.prompts, ()), *(((), (context,)) for context in load.contexts)]
+    for prompts, contexts in (part for part in parts if any(part)):
         words = [
             str(tools[0]),
             "-m",
