@@ -1,4 +1,4 @@
-"""Every test of this folder once more at each lower level of instructions."""
+"""The kernels' tests of this folder once more at each lower level of instructions."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ import pytest
 
 from qnext.kernels.cpu import isa
 
+HERE = Path(__file__)
+ONCE = {HERE.name, "test_isa.py", "test_jit.py"}  # of no level
+FILES = sorted(path.name for path in HERE.parent.glob("test_*.py") if path.name not in ONCE)
+LOWER = [level for level in isa.LEVELS if level != isa.level() and isa.has(level)]
 
-@pytest.mark.parametrize("level", [level for level in isa.LEVELS if level != isa.level() and isa.has(level)])
-def test_on_lower_levels(level: str) -> None:
-    folder = Path(__file__)
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(folder.parent)]
+
+@pytest.mark.timeout(900)  # all is compiled anew, on a machine that may be busy
+@pytest.mark.parametrize("level", LOWER)
+@pytest.mark.parametrize("file", FILES)
+def test_on_a_lower_level(file: str, level: str) -> None:
     done = subprocess.run(
-        [*command, f"--ignore={folder}"],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE.parent / file)],
         env={**os.environ, "QNEXT_ISA": level},
         capture_output=True,
         text=True,
-        cwd=folder.parents[3],
+        cwd=HERE.parents[3],
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
