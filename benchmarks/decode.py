@@ -71,8 +71,7 @@ def main() -> None:
     line |= {"figures": figures, "peak_rss_gib": peak_rss_gib()}
     load = Load((), tuple(given.contexts), tuple(b for b in given.batches if b > 1), given.tokens)
     if given.llama:
-        with quiet():
-            line["peers"] = [llama.run(file, given.llama, load) for file in given.gguf]
+        line["peers"] = [llama.run(file, given.llama, load) for file in given.gguf]
     print(json.dumps(line))
 
 

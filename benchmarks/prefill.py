@@ -64,8 +64,7 @@ def main() -> None:
     line |= {"tokens_s": figures, "peak_rss_gib": peak_rss_gib()}
     if given.llama:
         load = Load(tuple(p for p in given.prompts if p < 10_000), (), (), repeats=given.repeats)
-        with quiet():
-            line["peers"] = [llama.run(file, given.llama, load) for file in given.gguf]
+        line["peers"] = [llama.run(file, given.llama, load) for file in given.gguf]
     print(json.dumps(line))
 
 
