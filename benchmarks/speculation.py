@@ -2,9 +2,9 @@
 
     python benchmarks/speculation.py [MODEL] [rounds]
 
-Every engine answers the same prompts; rounds are interleaved, so that a busy machine hits all
-alike. Prints one JSON line a batch size: medians of the rounds, and what `adaptive` reaches of the best fixed
-number, round by round.
+Every engine answers the same prompts, four for each place in its batch, so that the batch stays full; rounds
+are interleaved, so that a busy machine hits all alike. Prints one JSON line a batch size: medians of the
+rounds, and what `adaptive` reaches of the best fixed number, round by round.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ QUESTIONS = (
     "Hello, who are you?",
 )
 LENGTH = 160
+TURNS = 4
 
 
 def requests(llm: LLM, batch: int) -> list[Request]:
     chat = llm.chat_format
     found = []
-    for i in range(batch):
+    for i in range(batch * TURNS):
         prompt = chat.encode([{"role": "user", "content": f"{QUESTIONS[i % 4]} {i}"}])
         sampling = SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True)
         found.append(Request(prompt.ids, sampling, chat.eos_token_ids))
@@ -41,13 +42,16 @@ def requests(llm: LLM, batch: int) -> list[Request]:
 
 
 def speed(llm: LLM, batch: int) -> tuple[float, float]:
-    """Tokens a second from the first token on, and the share of guesses that were right."""
-    streams = [llm.engine.submit(request) for request in requests(llm, batch)]
+    """Tokens a second of all answers, and the share of guesses that were right."""
+    asked = requests(llm, batch)
+    begun = time.perf_counter()
+    streams = [llm.engine.submit(request) for request in asked]
     ends = [list(stream)[-1].facts for stream in streams]
+    seconds = time.perf_counter() - begun
     facts = [each for each in ends if each is not None]
     drafted = sum(each.drafted_tokens for each in facts)
     right = sum(each.accepted_tokens for each in facts) / max(1, drafted)
-    return batch * LENGTH / max(each.decode_seconds for each in facts), right
+    return len(asked) * LENGTH / seconds, right
 
 
 def main() -> None:
@@ -55,11 +59,16 @@ def main() -> None:
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 7
     head = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
-    engines = {
-        name: LLM(model, engine=EngineConfig(draft_tokens=count, fixed_drafts=fixed, cache_bytes=1 << 28))
-        for name, (count, fixed) in KINDS.items()
-    }
     for batch in BATCHES:
+        engines = {
+            name: LLM(
+                model,
+                engine=EngineConfig(
+                    draft_tokens=count, fixed_drafts=fixed, max_sequences=batch, cache_bytes=1 << 28
+                ),
+            )
+            for name, (count, fixed) in KINDS.items()
+        }
         seen: dict[str, list[tuple[float, float]]] = {name: [] for name in KINDS}
         for _ in range(rounds + 1):
             for name, llm in engines.items():
@@ -82,8 +91,8 @@ def main() -> None:
             ),
         }
         print(json.dumps(line), flush=True)
-    for llm in engines.values():
-        llm.close()
+        for llm in engines.values():
+            llm.close()
 
 
 if __name__ == "__main__":
