@@ -6,6 +6,7 @@ kernels of `attention_*`, and it looks at every tensor first.
 
 from __future__ import annotations
 
+from operator import add
 from typing import NamedTuple
 
 import numba
@@ -49,13 +50,13 @@ class _Paged(NamedTuple):
     def of(cls, cache: tuple[Tensor, Tensor], row: Row, heads: int, width: int) -> _Paged:
         """A cache of keys and values [pages, page size, G, D], of which only the pages need not adjoin."""
         keys, values = cache
-        assert keys.dtype == values.dtype and keys.shape == values.shape
-        assert keys.shape[2:] == (heads, width) and keys[0].is_contiguous() and values[0].is_contiguous()
-        assert row.pages is not None and row.cells is not None
-        size, step = keys.shape[1], keys.stride(0)
-        assert step == values.stride(0) and row.pages.is_contiguous() and row.cells.is_contiguous()
-        assert max(map(sum, zip(row.lengths, row.contexts, strict=True))) <= row.pages.shape[1] * size
-        caches = (keys.data_ptr(), values.data_ptr(), step * keys.element_size(), size)
+        (_, size, *shape), (step, *steps) = keys.shape, keys.stride()
+        assert keys.dtype == values.dtype and keys.shape == values.shape and keys.stride() == values.stride()
+        assert shape == [heads, width] and steps == [heads * width, width, 1] and step >= size * heads * width
+        assert row.pages is not None and row.pages.is_contiguous()
+        assert row.cells is not None and row.cells.is_contiguous()
+        assert max(map(add, row.lengths, row.contexts)) <= row.pages.shape[1] * size
+        caches = (keys.data_ptr(), values.data_ptr(), step * keys.itemsize, size)
         return cls(keys.dtype, caches, row.cells.numpy(), row.pages.numpy())
 
     @classmethod
@@ -73,17 +74,16 @@ def _check(
     projected_TX: Tensor, weights: AttentionWeights, row: Row, rotary: tuple[Tensor, Tensor], out_TQD: Tensor
 ) -> None:
     """What the kernels take for granted of all but the caches."""
-    tokens, columns = projected_TX.shape
+    (tokens, columns), (cos, sin) = projected_TX.shape, rotary
     queries, keys, width = weights.query_heads, weights.key_heads, weights.width
-    assert columns == 2 * (queries + keys) * width and projected_TX.stride(1) == 1
+    assert columns == 2 * (queries + keys) * width and projected_TX.stride(1) == 1 and projected_TX.is_cpu
     assert tokens == sum(row.lengths) and min(row.lengths) > 0
-    assert out_TQD.shape == (tokens, queries * width) and out_TQD.is_contiguous()
-    assert weights.q_norm.shape == weights.k_norm.shape == (width,)
-    cos, sin = rotary
+    assert out_TQD.shape == (tokens, queries * width) and weights.q_norm.shape == (width,)
+    assert weights.k_norm.shape == (width,)
     assert cos.shape == sin.shape == (tokens, cos.shape[1]) and 2 * cos.shape[1] <= width
-    for tensor in (projected_TX, out_TQD, weights.q_norm, weights.k_norm, cos, sin):
-        assert tensor.dtype == torch.float32 and tensor.stride(-1) == 1 and tensor.device.type == "cpu"
-    assert cos.is_contiguous() and sin.is_contiguous()
+    assert projected_TX.dtype == torch.float32
+    for tensor in (out_TQD, weights.q_norm, weights.k_norm, cos, sin):
+        assert tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
 def gated_attention(
@@ -150,7 +150,7 @@ def _prefill(
 ) -> None:
     """Answer one long piece."""
     threads, step = numba.get_num_threads(), attention_prefill.scratch_bytes(shape[2])
-    queries = piece[1] * shape[0] + shape[1] * (attention_prefill.TILE - 1)
+    queries = piece[1] * shape[0] + shape[1] * attention_prefill.TILE
     attention_prefill.answer(
         kind,
         piece,

@@ -1,10 +1,11 @@
 """Attention of long pieces (prompts, training): products of matrices in registers, a block of keys at a time.
 
-Called by `attention`. The keys of a sequence are cut into blocks at fixed positions. Of each block, keys and
-values are first copied into panels, the form in which the products read them; then tiles of 6 queries take
-it in: scores, weights, weighted values. Between blocks a tile's unfinished answer waits in the output, its
-largest score and its sum of weights beside it; the last block that it sees finishes it. Invariant: what a
-tile does depends on its own sequence only, so that neither neighbours nor the number of threads change a bit.
+Called by `attention`. The keys of a sequence are cut into blocks at fixed positions. Of a few blocks (a
+span), keys and values are first copied into panels, the form in which the products read them; then tiles of 6
+queries take in block after block: scores, weights, weighted values. Between blocks a tile's unfinished answer
+waits in the output, its largest score and its sum of weights beside it; the last block that it sees finishes
+it. Invariant: what a tile does depends on its own sequence only, so that neither neighbours nor the number of
+threads change a bit.
 
 A panel holds 64 columns (16 where a head's width leaves less): [step][column], where a step is a number in
 fp32, or a pair of them in bf16 where the answer need not be exact. Columns of keys' panels are keys and their
@@ -39,13 +40,15 @@ from .simd import (
     spread,
     spread_i32,
     store,
-    store_bf16,
+    store_bf16_pair,
     store_i32,
     total,
 )
 
-BLOCK = 512  # keys that are in panels at once: those of one key head fit in the second cache
+BLOCK = 512  # keys of a block: their panels, of one key head, fit in the second cache
+SPAN = 4 * BLOCK  # keys that are in panels at once
 TILE = 6  # queries of a tile: with 4 vectors each their sums fill 24 registers
+RUN = 16  # tiles that a thread takes through a span together: their answers fit beside a block
 PANEL = 64
 LOWEST = -1e30  # below every score, and yet a number
 ROW = BLOCK * 4  # bytes of a query's scores
@@ -57,8 +60,8 @@ def scratch_bytes(width: int) -> int:
 
 
 def panel_bytes(key_heads: int, width: int) -> int:
-    """What the panels of a block take: keys, then as many values."""
-    return 2 * key_heads * BLOCK * width * 4
+    """What the panels of a span take: for each block keys, then as many values."""
+    return 2 * key_heads * SPAN * width * 4
 
 
 def _multiplier(fast: bool, vectors: int) -> Callable[..., None]:
@@ -122,20 +125,46 @@ def _value_place(panels: int, column: int, step: int, width: int, bytes_each: in
 
 
 @inline
-def _value_panels(kind: int, values: int, cells: Any, first: int, width: int, panels: int) -> None:
-    """Copy 64 values from the `first` of the block on."""
+def _value_panels(kind: int, values: int, cells: Any, first: int, at: int, width: int, panels: int) -> None:
+    """Copy 64 values as steps from `at` on; their cells begin at `first`."""
     if kind == FAST:
-        for i in range(first, first + PANEL, 2):
-            one, two = values + cells[i], values + cells[i + 1]
+        for i in range(0, PANEL, 2):
+            one, two, step = values + cells[first + i], values + cells[first + i + 1], (at + i) // 2
             for d in range(0, width, 32):
                 x, y = load_i32(one + d * 2), load_i32(two + d * 2)
-                store_i32(_value_place(panels, d, i // 2, width, BLOCK * 2), zip_low(x, y))
-                store_i32(_value_place(panels, d + 16, i // 2, width, BLOCK * 2), zip_high(x, y))
+                store_i32(_value_place(panels, d, step, width, BLOCK * 2), zip_low(x, y))
+                store_i32(_value_place(panels, d + 16, step, width, BLOCK * 2), zip_high(x, y))
     else:
-        for i in range(first, first + PANEL):
+        for i in range(PANEL):
+            one = values + cells[first + i]
             for d in range(0, width, 16):
-                x = load(values + cells[i] + d * 4) if kind == EXACT else load_bf16(values + cells[i] + d * 2)
-                store(_value_place(panels, d, i, width, BLOCK * 4), x)
+                x = load(one + d * 4) if kind == EXACT else load_bf16(one + d * 2)
+                store(_value_place(panels, d, at + i, width, BLOCK * 4), x)
+
+
+@inline
+def _copy_panels(
+    kind: int, caches: Any, cells: Any, first: int, at: int, g: int, width: int, keys: int, values: int
+) -> None:
+    """Copy 64 keys and values of a key head, `at` so many of their block; their cells begin at `first`."""
+    size = width * (4 if kind == EXACT else 2)
+    panel = keys + at * width * (2 if kind == FAST else 4)
+    _key_panel(kind, caches[0] + g * size, cells, first, width, panel)
+    _value_panels(kind, caches[1] + g * size, cells, first, at, width, values)
+
+
+@inline
+def _find_cells(
+    pages: Any, begin: int, fixed: int, end: int, caches: Any, heads: Any, kind: int, cells: Any
+) -> None:
+    """How far the keys from `begin` on are from the first of the cache, block by block from `fixed` on. After
+    a block's last it is that of the last."""
+    _, _, page_step, page_size = caches
+    cell = heads[1] * heads[2] * (4 if kind == EXACT else 2)
+    for block in range(fixed, end, BLOCK):
+        for i in range(BLOCK):
+            key = min(max(block, begin) + i, min(block + BLOCK, end) - 1)
+            cells[block - fixed + i] = pages[key // page_size] * page_step + key % page_size * cell
 
 
 @inline
@@ -156,19 +185,20 @@ def _softmax(fast: bool, scores: int, seen: int, columns: int, state: int) -> An
     so far and its sum of weights. Returns by what the answer so far shrinks."""
     for i in range(max(seen, 0), columns):
         poke(scores + i * 4, -np.inf)
-    tops = fill(LOWEST)
-    for i in range(0, columns * 4, 64):
-        tops = larger(tops, load(scores + i))
+    tops, others = fill(LOWEST), fill(LOWEST)
+    for i in range(0, columns * 4, 128):
+        tops, others = larger(tops, load(scores + i)), larger(others, load(scores + i + 64))
     before = fill(peek(state))
-    top = larger(before, fill(largest(tops)))
+    top = larger(before, fill(largest(larger(tops, others))))
     summed = fill(0.0)
-    for i in range(0, columns, 16):
-        p = exp(load(scores + i * 4) - top)
-        summed = summed + p
+    for i in range(0, columns, 32):
+        p, q = exp(load(scores + i * 4) - top), exp(load(scores + i * 4 + 64) - top)
+        summed = summed + (p + q)
         if fast:
-            store_bf16(scores + i * 2, p)
+            store_bf16_pair(scores + i * 2, p, q)
         else:
             store(scores + i * 4, p)
+            store(scores + i * 4 + 64, q)
     shrunk = exp(before - top)
     poke(state, largest(top))
     poke(state + 4, largest(fma(fill(peek(state + 4)), shrunk, fill(total(summed)))))
@@ -259,43 +289,44 @@ def answer(
 ) -> None:
     """Answer a piece: `piece` is its start, length and context in the row. `rows`: addresses of all queries,
     answers and gates, bytes from gate to gate. `caches` as in `prepare`, `pages` [P]. `panels`: room for
-    those of a block; `states`: 8 bytes for each query of the piece and 40 more for each key head; `scratch`:
-    `scratch_step` bytes for each thread; `counter`: 64 bytes."""
+    those of a span; `states`: 8 bytes for each query of the piece, and for 6 more for each key head;
+    `scratch`: `scratch_step` bytes for each thread; `counter`: 64 bytes."""
     query_heads, key_heads, width = heads
-    keys, values, page_step, page_size = caches
     start, length, context = piece
-    share, item = query_heads // key_heads, 4 if kind == EXACT else 2
-    many, head = length * share, BLOCK * width * (2 if kind == FAST else 4)
-    token = start * query_heads * width
+    share, end = query_heads // key_heads, context + length
+    many, token = length * share, start * query_heads * width
     own = (
         rows[0] + token * (2 if kind == FAST else 4),
         rows[1] + token * 4,
         rows[2] + start * rows[3],
         rows[3],
     )
-    cells, tiles, later = np.empty(BLOCK, np.int64), (many + TILE - 1) // TILE, key_heads * head
-    for fixed in range(first // BLOCK * BLOCK, context + length, BLOCK):
-        begin = max(fixed, first)
-        size = min(fixed + BLOCK, context + length) - begin
-        for i in range(BLOCK):
-            key = begin + min(i, size - 1)
-            cells[i] = pages[key // page_size] * page_step + key % page_size * key_heads * width * item
-        block = (begin, size, begin == first, context)
-        spans = (size + PANEL - 1) // PANEL
-        for i in prange(key_heads * spans):
-            g, at = i // spans, i % spans * PANEL
-            panel = panels + g * head
-            to = panel + at * width * (2 if kind == FAST else 4)
-            _key_panel(kind, keys + g * width * item, cells, at, width, to)
-            _value_panels(kind, values + g * width * item, cells, at, width, panel + later)
-        # tiles whose tokens all come before the block are done
-        done = max(begin - context, 0) * share // TILE
+    head = BLOCK * width * (2 if kind == FAST else 4)
+    tiles, cells = (many + TILE - 1) // TILE, np.empty(SPAN, np.int64)
+    for fixed in range(first // BLOCK * BLOCK, end, SPAN):
+        _find_cells(pages, max(fixed, first), fixed, min(fixed + SPAN, end), caches, heads, kind, cells)
+        blocks = (min(SPAN, end - fixed) + BLOCK - 1) // BLOCK
+        for i in prange(blocks * key_heads * (BLOCK // PANEL)):
+            at, g = i % (BLOCK // PANEL) * PANEL, i // (BLOCK // PANEL) % key_heads
+            block = i // (BLOCK // PANEL) // key_heads
+            if fixed + block * BLOCK + at < end:
+                to = panels + (block * 2 * key_heads + g) * head
+                _copy_panels(kind, caches, cells, block * BLOCK + at, at, g, width, to, to + key_heads * head)
+        # tiles whose tokens all come before these keys are done
+        done = max(fixed - context, 0) * share // TILE
+        runs = (tiles - done + RUN - 1) // RUN
         store(counter, fill(0.0))
         for thread in prange(threads):
             work, task = scratch + thread * scratch_step, take(counter)
-            while task < key_heads * (tiles - done):
-                g, one = task // (tiles - done), (task % (tiles - done) + done) * TILE
-                state = states + g * (many + 5) * 8 + one * 8
-                panel = panels + g * head
-                _take_in(kind, (one, many, g, state), block, heads, own, (panel, panel + later), work)
+            while task < key_heads * runs:
+                g, run = task // runs, done + task % runs * RUN
+                for block in range(blocks):
+                    begin = max(fixed + block * BLOCK, first)
+                    size = min(fixed + block * BLOCK + BLOCK, end) - begin
+                    panel = panels + (block * 2 * key_heads + g) * head
+                    for tile in range(run, min(run + RUN, tiles)):
+                        place = (tile * TILE, many, g, states + (g * (many + TILE) + tile * TILE) * 8)
+                        if context + min(tile * TILE + TILE - 1, many - 1) // share >= begin:
+                            keys = (begin, size, begin == first, context)
+                            _take_in(kind, place, keys, heads, own, (panel, panel + key_heads * head), work)
                 task = take(counter)

@@ -199,15 +199,31 @@ def load_bf16(build: Build, p: Any) -> Any:
     return build.bitcast(build.shl(wide, every(VI, 16)), VF)
 
 
-@op(types.void, address, f32x16)
-def store_bf16(build: Build, p: Any, x: Any) -> None:
-    """Rounded to the nearest, ties to even; NaN stays NaN."""
+def _rounded(build: Build, x: Any) -> Any:
+    """The bits of the nearest bf16, ties to even; NaN stays NaN."""
     bits = build.bitcast(x, VI)
     odd = build.and_(build.lshr(bits, every(VI, 16)), every(VI, 1))
     rounded = build.lshr(build.add(build.add(bits, every(VI, 0x7FFF)), odd), every(VI, 16))
     bad = build.fcmp_unordered("uno", x, x)
-    rounded = build.select(bad, every(VI, 0x7FC0), rounded)
-    write(build, build.trunc(rounded, ir.VectorType(I16, 16)), p)
+    return build.trunc(build.select(bad, every(VI, 0x7FC0), rounded), ir.VectorType(I16, 16))
+
+
+@op(types.void, address, f32x16)
+def store_bf16(build: Build, p: Any, x: Any) -> None:
+    """Rounded to the nearest, ties to even; NaN stays NaN."""
+    write(build, _rounded(build, x), p)
+
+
+@op(types.void, address, f32x16, f32x16)
+def store_bf16_pair(build: Build, p: Any, x: Any, y: Any) -> None:
+    """Two vectors, one after the other, rounded like `store_bf16` (vcvtne2ps2bf16, to which what is below
+    2**-126 is zero)."""
+    if isa.has_bf16():
+        name, kind = "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(BF16Type(), 32)
+        write(build, build.bitcast(call(build, name, kind, y, x), VH), p)
+    else:
+        write(build, _rounded(build, x), p)
+        write(build, _rounded(build, y), build.add(p, ir.Constant(I64, 32)))
 
 
 @op(f32x16, address)

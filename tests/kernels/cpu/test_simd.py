@@ -74,6 +74,7 @@ def float_kernel(out: int, p: int) -> None:
     simd.store_i32(out + 1280, shuffles.pair_bf16(x, y))
     simd.store_i32(out + 1344, activations.as_int(x))
     simd.store(out + 1408, shuffles.swap_quarters(x))
+    simd.store_bf16_pair(out + 1472, x, y)
     simd.prefetch(p)
     simd.prefetch_l2(p)
 
@@ -108,6 +109,7 @@ FLOATS: Twins = {
     "pair_bf16": lambda x, y, z: np.stack((to_bf16(x), to_bf16(y)), 1),
     "as_int": lambda x, y, z: x.view(I32),
     "swap_quarters": lambda x, y, z: x.reshape(2, 2, 4)[:, ::-1],
+    "store_bf16_pair": lambda x, y, z: np.concatenate((to_bf16(x), to_bf16(y))),
 }
 
 
@@ -118,7 +120,9 @@ def test_floats(name: str) -> None:
     assert found.tobytes() == np.ascontiguousarray(FLOATS[name](*inputs)).tobytes()
 
 
-@pytest.mark.parametrize("name", ["larger", "smaller", "absolute", "nearest", "store_bf16"])
+@pytest.mark.parametrize(
+    "name", ["larger", "smaller", "absolute", "nearest", "store_bf16", "store_bf16_pair"]
+)
 def test_ends_ties_and_infinities(name: str) -> None:
     inputs = np.array([SPECIAL, SPECIAL[::-1], SPECIAL], F32)
     found = results(float_kernel, len(FLOATS), inputs)[[*FLOATS].index(name)]
