@@ -25,6 +25,7 @@ ROWS = [  # lengths, contexts
     ((4, 1, 8, 3), (508, 513, 1021, 0)),
     ((30, 1, 9, 5), (0, 600, 70, 20)),
     ((150, 2, 70), (530, 17, 0)),
+    ((60, 1), (2020, 2047)),  # a piece over more keys than are in panels at once
 ]
 Shape = tuple[int, int, int, int]
 Cache = tuple[Tensor, Tensor]
