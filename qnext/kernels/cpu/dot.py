@@ -23,7 +23,7 @@ from .simd import (
     masked,
     nibble,
     peek_i32,
-    prefetch_far,
+    prefetch_l2,
     registers_f32,
     registers_i32,
     shift_left,
@@ -65,7 +65,7 @@ def codes(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no-
         for _ in range(group * bits // 32):
             line = load_i32(data)
             if tokens > FEW:
-                prefetch_far(data + AHEAD)
+                prefetch_l2(data + AHEAD)
             data += 64
             if bits == 4:
                 low, high = masked(line, 0x0F0F0F0F), masked(shift_right(line, 4), 0x0F0F0F0F)
@@ -118,7 +118,7 @@ def floats(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no
         for _ in range(group * bits // 32):
             line = load_i32(data)
             if tokens > FEW:
-                prefetch_far(data + AHEAD)
+                prefetch_l2(data + AHEAD)
             data += 64
             for j in range(32 // bits):
                 weights = column(bits, line, j)

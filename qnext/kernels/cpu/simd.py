@@ -257,17 +257,10 @@ def prefetch(build: Build, p: Any) -> None:
 
 
 @op(types.void, address)
-def prefetch_far(build: Build, p: Any) -> None:
-    """Ask for a cache line that will be read later: as far as the second level of caches."""
-    _prefetch(build, p, 2)
-
-
-@op(types.void, address)
 def prefetch_l2(build: Build, p: Any) -> None:
     """Ask for a cache line, no nearer than the second cache: a stream that is asked for into the first one
     (prefetcht0) comes at half the speed on Zen 4, whose queue for that is short."""
-    flags = [ir.Constant(I32, flag) for flag in (0, 2, 1)]
-    call(build, "llvm.prefetch.p0", ir.VoidType(), build.inttoptr(p, ir.PointerType(I8)), *flags)
+    _prefetch(build, p, 2)
 
 
 # Arithmetic. + - * / stand for themselves.
