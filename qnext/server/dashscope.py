@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import conversation
-from .errors import ApiError, invalid, native_body
+from .errors import ApiError, bad_body, invalid, native_body
 from .exchange import (
     Alternative,
     Answer,
@@ -29,7 +29,6 @@ from .sse import native_frame
 from .validation import Params, chat_request, flag, logprobs_asked
 
 NO_MODEL = 'Required parameter "model" missing from request.'
-BAD_BODY = "Required body invalid, please check the request body format."
 MAX_PROMPTS = 10
 _NO_INPUT = 'Either "prompt" or "messages" must exist and cannot both be none'
 _ONLY = 'The {} parameter must be "{}" when enable_thinking is true'
@@ -42,7 +41,7 @@ def parse(
     given = body.get("parameters")
     params: Params = {} if given is None else given
     if not isinstance(params, Mapping):
-        raise ApiError("parameter", BAD_BODY)
+        raise bad_body()
     prompts = read_input(body.get("input"), rules)
     asked = chat_request(
         body["model"], prompts, params, rules, stream=stream, logprobs=logprobs_asked(params)
@@ -63,7 +62,7 @@ def read_input(raw: Any, rules: Rules) -> tuple[Prompt, ...]:
     if raw is None:
         raise invalid(_NO_INPUT, "input")
     if not isinstance(raw, Mapping):
-        raise ApiError("parameter", BAD_BODY)
+        raise bad_body()
     prompt, messages, history = raw.get("prompt"), raw.get("messages"), raw.get("history")
     if history and prompt is not None:
         messages = conversation.history(history, prompt)

@@ -89,6 +89,10 @@ def invalid(message: str, param: str | None = None) -> ApiError:
     return ApiError("parameter", message, param=param)
 
 
+def bad_body() -> ApiError:
+    return ApiError("parameter", "Required body invalid, please check the request body format.")
+
+
 def too_long(length: int, limit: int, context: int) -> ApiError:
     """A prompt of `length` tokens where 1 to `limit` may be given. OpenAI clients look for their own
     wording."""

@@ -1,0 +1,66 @@
+"""The OpenAI-compatible endpoints: chat completions, completions, models.
+
+Mounted by `app` under each of the compatible bases.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from . import openai, openai_completions
+from .envelope import request_id
+from .errors import no_model
+from .exchange import ChatRequest, Reply
+from .gate import COMPAT_BASES, Gate, json_response, model_name
+
+
+class CompatRoutes:
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def routes(self) -> list[Route]:
+        return [
+            route
+            for base in COMPAT_BASES
+            for route in (
+                Route(base + "/chat/completions", self.chat, methods=["POST"]),
+                Route(base + "/completions", self.completions, methods=["POST"]),
+                Route(base + "/models", self.models, methods=["GET"]),
+                Route(base + "/models/{name:path}", self.model, methods=["GET"]),
+            )
+        ]
+
+    async def chat(self, request: Request) -> Response:
+        return await self._answer(request, openai.parse)
+
+    async def completions(self, request: Request) -> Response:
+        return await self._answer(request, openai_completions.parse)
+
+    async def _answer(self, request: Request, parse: Callable[..., tuple[ChatRequest, Reply]]) -> Response:
+        key = self._gate.key(request)
+        body = await self._gate.body(request)
+        rules = self._gate.service.rules(model_name(body, openai.NO_MODEL))
+        asked, reply = parse(body, rules, request_id=request_id(request), created=int(time.time()))
+        return await self._gate.respond(request, key, asked, reply)
+
+    async def models(self, request: Request) -> Response:
+        self._gate.key(request)
+        return json_response(openai.model_list(self._entries()))
+
+    async def model(self, request: Request) -> Response:
+        self._gate.key(request)
+        name = request.path_params["name"]
+        for entry in self._entries():
+            if entry["id"] == name:
+                return json_response(entry)
+        raise no_model(name)
+
+    def _entries(self) -> list[dict[str, Any]]:
+        names = self._gate.service.names()
+        return [openai.model_entry(name, served.name, served.created) for name, served in names]

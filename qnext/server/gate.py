@@ -1,0 +1,152 @@
+"""The gate: what every request passes before its endpoint sees it, and how its answer is sent.
+
+Made by `app`, used by the routes. Invariant: key, then size, then JSON, then what the endpoint checks, then
+the engine; status 200 is sent only when the engine has accepted, so that errors before the first token are
+plain HTTP errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .envelope import is_native
+from .errors import ApiError, bad_body, bad_key, internal, invalid
+from .exchange import Answer, ChatEvent, ChatRequest, Reply
+from .keys import Key, Keys
+from .service import Service
+from .settings import Settings
+from .sse import KEEP_ALIVE, EventStream, dump, while_connected
+
+COMPAT_BASES = ("/compatible-mode/v1", "/v1")
+NATIVE_BASE = "/api/v1"
+_LOG = logging.getLogger("qnext.server")
+
+
+class Gate:
+    """One server's models, keys and settings, and the way in and out that its endpoints share."""
+
+    def __init__(self, service: Service, keys: Keys, settings: Settings) -> None:
+        self.service, self.settings = service, settings
+        self._keys = keys
+
+    def key(self, request: Request) -> Key:
+        """Who asks: `Authorization: Bearer` decides, `X-DashScope-API-Key` is heard only without it. Raises
+        ApiError when nobody holds such a key."""
+        given = request.headers.get("authorization")
+        if given is None:
+            secret = request.headers.get("x-dashscope-api-key", "")
+        else:
+            scheme, _, secret = given.partition(" ")
+            secret = secret.strip() if scheme.lower() == "bearer" else ""
+        key = self._keys.verify(secret) if secret else None
+        if key is None:
+            base = NATIVE_BASE if is_native(request.scope["path"]) else COMPAT_BASES[0]
+            raise bad_key(f"{request.scope['scheme']}://{request.headers.get('host', '')}{base}")
+        return key
+
+    async def body(self, request: Request) -> dict[str, Any]:
+        """The JSON object that was sent. Raises ApiError for one that is too large or is none."""
+        limit = self.settings.max_body_bytes
+        too_large = ApiError("too_large", f"The request body is larger than {limit} bytes")
+        length = request.headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:18]) > limit:
+            raise too_large
+        raw = bytearray()
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > limit:
+                raise too_large
+        large = len(raw) > 2**16  # long enough to be felt by everyone on the event loop
+        return await asyncio.to_thread(_load, raw) if large else _load(raw)
+
+    async def respond(self, request: Request, key: Key, asked: ChatRequest, reply: Reply) -> Response:
+        """Ask the engine; answer whole, or as a stream from the first event on. Prompts are remembered for
+        their own key alone: how soon an answer comes tells nothing of what others have asked."""
+        events = self.service.answer(replace(asked, salt=str(key.id)))
+        if not asked.stream:
+            answer = await while_connected(request.receive, gather(events))
+            return json_response(reply.body(answer))
+        first = asyncio.ensure_future(anext(events))
+        silence = self.settings.keep_alive
+        try:
+            # An engine that is silent for long is busy, not in error: start the stream to keep it alive.
+            await while_connected(request.receive, asyncio.wait({first}, timeout=silence))
+        except BaseException:
+            first.cancel()
+            raise
+        if first.done():
+            first.result()
+        return EventStream(_frames(first, events, reply), silence)
+
+
+def model_name(body: dict[str, Any], missing: str) -> str:
+    """The model that a body names. Raises ApiError with the words `missing`."""
+    name = body.get("model")
+    if not isinstance(name, str) or not name:
+        raise invalid(missing, "model")
+    return name
+
+
+def json_response(value: Any) -> Response:
+    return Response(dump(value), media_type="application/json")
+
+
+async def gather(events: AsyncGenerator[ChatEvent, None]) -> Answer:
+    """All events of an answer that is not streamed."""
+    answer = Answer()
+    async with aclosing(events):
+        async for event in events:
+            answer.add(event)
+    return answer
+
+
+def _load(raw: bytearray) -> dict[str, Any]:
+    """The JSON object of a body. A lone surrogate, which can be spelled but is no text, becomes "?"."""
+    try:
+        body = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)
+        if b"\\u" in raw:
+            body = json.loads(dump(body))
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise bad_body()
+    return body
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+async def _frames(
+    first: asyncio.Future[ChatEvent], events: AsyncGenerator[ChatEvent, None], reply: Reply
+) -> AsyncGenerator[bytes, None]:
+    """The bytes of a stream; a failure is told in its last frame, never by silence."""
+    answer = Answer()
+    try:
+        if not first.done():
+            yield KEEP_ALIVE
+        event = await first
+        answer.add(event)
+        yield reply.frames(event, answer)
+        async for event in events:
+            answer.add(event)
+            yield reply.frames(event, answer)
+        yield reply.end(answer)
+    except ApiError as error:
+        yield reply.failure(error, answer)
+    except Exception:
+        _LOG.exception("a stream failed")
+        yield reply.failure(internal(), answer)
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await events.aclose()
