@@ -2,8 +2,9 @@
 
     python benchmarks/speculation.py [MODEL] [rounds]
 
-Every engine answers the same prompts, four for each place in its batch, so that the batch stays full; rounds
-are interleaved, so that a busy machine hits all alike. Prints one JSON line a batch size: medians of the
+Every engine answers the same prompts, four for each place in its batch and of several lengths, so that the
+batch stays full and places fall free one by one; rounds are interleaved, so that a busy machine hits all
+alike. Prints one JSON line a batch size: medians of the
 rounds, and what `adaptive` reaches of the best fixed number, round by round.
 """
 
@@ -27,7 +28,7 @@ QUESTIONS = (
     "Write a short story about the sea.",
     "Hello, who are you?",
 )
-LENGTH = 160
+LENGTHS = (80, 213, 160, 101, 240, 133, 187)
 TURNS = 4
 
 
@@ -36,7 +37,7 @@ def requests(llm: LLM, batch: int) -> list[Request]:
     found = []
     for i in range(batch * TURNS):
         prompt = chat.encode([{"role": "user", "content": f"{QUESTIONS[i % 4]} {i}"}])
-        sampling = SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True)
+        sampling = SamplingParams(temperature=0, max_tokens=LENGTHS[i % len(LENGTHS)], ignore_eos=True)
         found.append(Request(prompt.ids, sampling, chat.eos_token_ids))
     return found
 
@@ -51,7 +52,7 @@ def speed(llm: LLM, batch: int) -> tuple[float, float]:
     facts = [each for each in ends if each is not None]
     drafted = sum(each.drafted_tokens for each in facts)
     right = sum(each.accepted_tokens for each in facts) / max(1, drafted)
-    return len(asked) * LENGTH / seconds, right
+    return sum(each.sampling.max_tokens or 0 for each in asked) / seconds, right
 
 
 def main() -> None:

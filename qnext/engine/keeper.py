@@ -51,7 +51,7 @@ class Keeper:
         whole = sequence.computed > sequence.kept and not sequence.tainted and not sequence.suspect
         if self._cache is not None and whole:
             if sequence.unread and sequence.computed < len(sequence.tokens):
-                self._runner.absorb([sequence])
+                self._runner.absorb([], [sequence])
             self._keep_end(sequence)
 
     def _keep_end(self, sequence: Sequence) -> None:

@@ -1,38 +1,66 @@
-"""How many tokens to guess ahead: from what steps have cost and how often guesses were right.
+"""How many tokens to guess ahead: from what rounds have cost and how often guesses were right.
 
-Asked by `engine` once a step. A step of n answers with k guesses each costs `work[n, k]` to verify and
-`guess[n, k]` to make, and gives each answer the accepted guesses plus one. Invariant: numbers are measured,
-never assumed; what has not been measured is tried, seldom enough not to matter. Costs are kept as
-the usual seconds: a machine that is slow for a while slows every choice alike, which is not the fault of one.
+Asked by `engine` once a step. A round, from one choice to the next, takes what its choice costs, all that the
+engine does in it included, and gives each answer the accepted guesses plus one. Invariant: numbers are
+measured, never assumed; what has not been measured is tried, seldom enough not to matter. Choices are
+compared by rounds that are near in time: a machine that is slow for a while, and texts that grow, slow all.
 """
 
 from __future__ import annotations
 
 from itertools import accumulate
+from math import log2
 from operator import mul
 
 TRIALS = 2  # measurements before a cost is believed
-NEWEST = 0.2  # weight of the newest measurement of a choice that is not the usual one
-DRIFT = 0.3  # and in how slow the machine is just now
-PROBE = 24  # steps between two looks at another number of guesses
-CLOSE = 0.9  # of the best; a choice below that is looked at more seldom,
-FAR = 12  # so many times
+NEWEST = 0.15  # weight of the newest measurement of a cost, at least
+DRIFT = 0.3  # and of how long the usual choice takes just now
+NEWS = 0.01  # and of the newest judgement of a guess;
+PRIOR = 10  # what is believed before the first one counts as so many
+RUN = 3  # steps that another choice is tried for: the first of them does not count
+LOOK = 8  # steps, for each choice, between two looks at another one that is as good as the best,
+WORSE = (20, 400)  # and so many times as seldom for one that is worse, and worse squared
+STILL = 0.1  # a look counts if the usual choice takes as long after it as before it, but for so much
 CHANGED = 2.5  # times as slow or as fast: everything is measured anew
-MOST = 1.5  # of what was expected; a measurement counts as no more: the step met something else
+MOST = 1.5  # of what was expected; a measurement counts as no more: the round met something else
 
 
-class Mean:
-    """A running mean, the least of the first few measurements at first."""
+class Level:
+    """What choices cost, one against the other, with about the same number of answers."""
 
-    def __init__(self) -> None:
-        self.value, self.count = 0.0, 0
+    def __init__(self, choices: int) -> None:
+        self.costs, self.counts = [0.0] * choices, [0] * choices
+        self.usual: int | None = None  # the best choice as far as is known: the others are measured by it
+        self.scale = 1.0  # seconds now, for each unit of cost
+        self.since = [0] * choices  # steps since the last look at each
+        self._seen: list[tuple[int, float]] = []  # what the last look has met, and not yet compared;
+        self._before, self._after = 1.0, 0  # the scale before it, and rounds of the usual choice since
 
-    def add(self, value: float) -> None:
-        self.count += 1
-        if self.count <= TRIALS:
-            self.value = value if self.count == 1 else min(self.value, value)
-        else:
-            self.value += NEWEST * (min(value, MOST * self.value) - self.value)
+    def learn(self, k: int, seconds: float) -> bool:
+        """A round took so long; False if it was so long, or so short, that nothing holds any more."""
+        if k == self.usual:
+            self.scale += DRIFT * (min(seconds / self.costs[k], MOST * self.scale) - self.scale)
+            self._after += 1
+            if self._after == RUN and abs(self.scale / self._before - 1) < STILL:
+                for other, took in self._seen:
+                    self._count(other, took * 2 / (self.scale + self._before))
+            return 1 / CHANGED < self.scale < CHANGED
+        if not self.known():
+            self._count(k, seconds / self.scale)
+            return True
+        if self._after:
+            self._seen, self._before, self._after = [], self.scale, 0
+        self._seen.append((k, seconds))
+        return True
+
+    def _count(self, k: int, cost: float) -> None:
+        self.counts[k] += 1
+        if self.counts[k] > 1:
+            cost = min(cost, MOST * self.costs[k])
+        self.costs[k] += max(NEWEST, 1 / self.counts[k]) * (cost - self.costs[k])
+
+    def known(self) -> bool:
+        return min(self.counts) >= TRIALS
 
 
 class Pace:
@@ -41,55 +69,61 @@ class Pace:
     def __init__(self, most: int, *, fixed: bool = False) -> None:
         self.most, self.fixed = most, fixed
         self.right = [0.8] * most  # chance that guess j is right if those before it were
-        self._work: dict[tuple[int, int], Mean] = {}
-        self._guess: dict[tuple[int, int], Mean] = {}
-        self._usual: dict[int, int] = {}  # the best choice as far as is known: the others are measured by it
-        self._slow = 1.0  # what a step costs now, of what it usually costs
-        self._steps = 0
+        self._judged = [0] * most
+        self._levels: dict[int, Level] = {}
+        self._last = self._left = 0  # the last choice, and for how many steps more it is held
+        self._steady = False  # whether it was that of the step before too
 
     def choose(self, answers: int) -> int:
         """Guesses for each of so many answers in the next step."""
         if self.fixed or not self.most:
             return self.most
-        self._steps += 1
-        choices = range(self.most + 1)
-        least = min(choices, key=lambda k: self._known(answers, k))
-        if self._known(answers, least) < TRIALS:
-            return least
-        best = self._usual[answers] = max(choices, key=lambda k: self.gain(answers, k))
-        looks, rest = divmod(self._steps, PROBE)
-        if rest == 0:  # what was not used for long may have become better
-            other = (best + 1 + looks % self.most) % (self.most + 1)
-            close = self.gain(answers, other) > CLOSE * self.gain(answers, best)
-            return other if close or looks // self.most % FAR == 0 else best
-        return best
+        self._left -= 1
+        k = self._last if self._left > 0 else self._decide(self._level(answers))
+        self._steady, self._last = k == self._last, k
+        return k
 
-    def gain(self, answers: int, k: int) -> float:
-        """Tokens a second, for each answer."""
-        cost = self._work[answers, k].value + (self._guess[answers, k].value if k else 0.0)
-        tokens: float = 1 + sum(accumulate(self.right[:k], mul))
-        return tokens / cost
-
-    def worked(self, answers: int, k: int, seconds: float) -> None:
-        """A step over answers alone was computed, `k` guesses each."""
-        mean = self._work.setdefault((answers, k), Mean())
-        if k == self._usual.get(answers):
-            self._slow += DRIFT * (min(seconds / mean.value, MOST * self._slow) - self._slow)
-            if not 1 / CHANGED < self._slow < CHANGED:
-                self._work, self._guess, self._usual, self._slow = {}, {}, {}, 1.0
-        else:
-            mean.add(seconds / self._slow)
-
-    def guessed(self, answers: int, k: int, seconds: float) -> None:
-        """`k` guesses for each answer were made."""
-        self._guess.setdefault((answers, k), Mean()).add(seconds / self._slow)
+    def took(self, answers: int, k: int, seconds: float) -> None:
+        """The round since the last choice, of answers alone, is done: `k` guesses each."""
+        if not self._steady or self.fixed:
+            return  # it has replayed what another choice left, and leaves that to the next
+        if not self._level(answers).learn(k, seconds):
+            self._levels = {}
 
     def judged(self, proposed: int, accepted: int) -> None:
         """Of a run of guesses so many were accepted: the next one, if there was one, was wrong."""
         for j in range(min(accepted + 1, proposed)):
-            self.right[j] += 0.02 * ((j < accepted) - self.right[j])
+            self._judged[j] += 1
+            weight = max(NEWS, 1 / (PRIOR + self._judged[j]))
+            self.right[j] += weight * ((j < accepted) - self.right[j])
 
-    def _known(self, answers: int, k: int) -> int:
-        unknown = Mean()
-        work = self._work.get((answers, k), unknown).count
-        return min(work, self._guess.get((answers, k), unknown).count) if k else work
+    def _decide(self, level: Level) -> int:
+        choices = range(self.most + 1)
+        if not level.known():
+            self._left = RUN
+            return min(choices, key=lambda k: level.counts[k])
+        tokens = list(accumulate((1.0, *accumulate(self.right, mul))))  # that a round is worth
+        gains = [tokens[k] / level.costs[k] for k in choices]
+        best = level.usual = max(choices, key=lambda k: gains[k])
+        worse = [gains[best] / gain - 1 for gain in gains]
+        due = [LOOK * self.most * (1 + WORSE[0] * each + WORSE[1] * each**2) for each in worse]
+        level.since = [steps + 1 for steps in level.since]
+        level.since[best] = 0
+        other = max(choices, key=lambda k: level.since[k] / due[k])
+        if level.since[other] < due[other]:
+            return best
+        level.since[other], self._left = 0, RUN  # it may have become better
+        return other
+
+    def _level(self, answers: int) -> Level:
+        """That of about so many; a new one believes what one of at most twice or half as many has learnt."""
+        place = round(2 * log2(answers))
+        if place not in self._levels:
+            made = self._levels[place] = Level(self.most + 1)
+            near = [self._levels.get(place + step) for step in (1, -1, 2, -2)]
+            for level in near:
+                if level is not None and level.known():
+                    made.costs, made.counts = level.costs.copy(), [TRIALS] * (self.most + 1)
+                    made.scale, made.usual = level.scale, level.usual
+                    break
+        return self._levels[place]

@@ -162,21 +162,39 @@ class Runner:
         return self.model.logits(hidden_RH).float()
 
     @torch.inference_mode()
-    def absorb(self, sequences: list[Sequence]) -> Tensor:
+    def absorb(self, guessing: list[Sequence], others: list[Sequence]) -> Tensor | None:
         """Show the MTP head what it has not seen: hidden states, each with the token that followed -> its
-        own hidden state after the last of each [N, H]."""
-        lengths = [sum(len(part) for part in each.unread) for each in sequences]
-        begins = [each.computed - length for each, length in zip(sequences, lengths, strict=True)]
+        own hidden state after the last of each of `guessing` [N, H]; the rest it only reads."""
+        everyone = [*guessing, *others]
+        unread = [torch.cat(each.unread) for each in everyone]
+        self._read(everyone, unread, [len(states) - (n < len(guessing)) for n, states in enumerate(unread)])
+        out = None
+        if guessing:
+            last = torch.stack([states[-1] for states in unread[: len(guessing)]])
+            tokens = [each.tokens[each.computed] for each in guessing]
+            out = self._mtp(guessing, last, tokens, [each.computed for each in guessing])
+        for each, states in zip(everyone, unread, strict=True):
+            each.last, each.unread = states[-1].clone(), []
+        return out
+
+    def _read(self, sequences: list[Sequence], unread: list[Tensor], counts: list[int]) -> None:
+        """Show the head so many of each sequence's unread states, the first ones."""
+        some = [n for n, count in enumerate(counts) if count]
+        if not some:
+            return
+        readers, lengths = [sequences[n] for n in some], [counts[n] for n in some]
+        cells = [sequences[n].computed + 1 - len(unread[n]) for n in some]
         ids = [
             token
-            for each, begin, length in zip(sequences, begins, lengths, strict=True)
-            for token in each.tokens[begin + 1 : begin + 1 + length]
+            for each, cell, length in zip(readers, cells, lengths, strict=True)
+            for token in each.tokens[cell : cell + length]
         ]
-        hidden = torch.cat([part for each in sequences for part in each.unread])
-        out = self._mtp(sequences, hidden, ids, lengths, [begin + 1 for begin in begins])
-        for each in sequences:
-            each.last, each.unread = each.unread[-1][-1].clone(), []
-        return out[torch.tensor(lengths, device=self.device).cumsum(0) - 1]
+        assert self.state.mtp is not None
+        # The head's entry for token j lies in cell j, so that it depends on the tokens up to j alone: what
+        # is shared is then right for all. There is no entry for the first token.
+        packing = self._packing(readers, lengths, cells, first=1)
+        hidden = torch.cat([unread[n][: counts[n]] for n in some])
+        self.model.mtp_read(hidden, self._index(ids), packing, self.state.mtp)
 
     @torch.inference_mode()
     def look_further(
@@ -184,23 +202,20 @@ class Runner:
     ) -> Tensor:
         """Show the MTP head its own guess, the `depth`-th, and its hidden state there -> its next [N, H]."""
         cells = [each.computed + depth for each in sequences]
-        return self._mtp(sequences, hidden_NH, tokens, [1] * len(tokens), cells, own=True)
+        return self._mtp(sequences, hidden_NH, tokens, cells, own=True)
 
     def _mtp(
         self,
         sequences: list[Sequence],
-        hidden: Tensor,
-        ids: list[int],
-        lengths: list[int],
+        hidden_NH: Tensor,
+        tokens: list[int],
         cells: list[int],
         *,
         own: bool = False,
     ) -> Tensor:
-        # The head's entry for token j lies in cell j, so that it depends on the tokens up to j alone: what
-        # is shared is then right for all. There is no entry for the first token.
-        packing = self._packing(sequences, lengths, cells, first=1)
-        followers = torch.tensor(ids, device=self.device)
-        return self.model.mtp_hidden(hidden, followers, packing, self.state.mtp, own=own)
+        """The head's answer to one token of each sequence."""
+        packing = self._packing(sequences, [1] * len(tokens), cells, first=1)
+        return self.model.mtp_hidden(hidden_NH, self._index(tokens), packing, self.state.mtp, own=own)
 
     def _packing(
         self, sequences: list[Sequence], lengths: list[int], contexts: list[int], **more: Any

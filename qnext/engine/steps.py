@@ -22,6 +22,7 @@ from .pages import Pages
 from .plan import Fetch, Move, Piece, Plan
 from .pool import Pool
 from .request import FinishReason, Output, TokenLogprob
+from .rounds import Rounds
 from .runner import Runner, Step
 from .sampler import Row, logprobs, sample
 from .scheduler import Scheduler
@@ -61,7 +62,7 @@ class Steps:
         self._keeper = Keeper(self.runner, self.cache, self.tier, self.spare, config.checkpoint_stride)
         self._mtp = MTPDrafter(self.runner) if mtp else None
         self._lookup = LookupDrafter()
-        self._pace = Pace(config.drafts, fixed=config.fixed_drafts)
+        self._rounds = Rounds(Pace(config.drafts, fixed=config.fixed_drafts))
         self._count = Counters()
 
     def step(self) -> Told:
@@ -109,7 +110,6 @@ class Steps:
             self.tier.close()
 
     def _carry_out(self, plan: Plan, told: Told) -> None:
-        begun = time.perf_counter()
         lost = {move.sequence for move in plan.moves if not self._move(move) and isinstance(move, Fetch)}
         pieces = [piece for piece in plan.pieces if piece.sequence not in lost]
         self.spare.give([slot for each in plan.pieces if each.sequence in lost for _, slot in each.saves])
@@ -120,10 +120,6 @@ class Steps:
                 self.runner.recall(piece.sequence)
         step = self.runner.run(pieces)
         chosen = self._choose(pieces, step)
-        if all(piece.length == 1 for piece in pieces):
-            asked = {piece.sequence.asked for piece in pieces}
-            if len(asked) == 1:
-                self._pace.worked(len(pieces), asked.pop(), time.perf_counter() - begun)
         ended: dict[Stream, tuple[Sequence, Output]] = {}
         for piece, start, choices in zip(pieces, step.starts, chosen, strict=True):
             try:
@@ -229,9 +225,7 @@ class Steps:
             sequence.worked += len(piece.drafts)
             sequence.drafted += len(piece.drafts)
             sequence.accepted += right
-        if sequence.asked:
-            self._pace.judged(sequence.asked, right)
-            sequence.asked = 0
+        self._rounds.judged(sequence, right)
         if self._mtp is not None:
             sequence.unread.append(step.hidden[start : start + count])
         if sequence.request.routed_experts:
@@ -242,15 +236,11 @@ class Steps:
         alive = [piece for piece in pieces if piece.sequence.slot is not None]
         going = [piece for piece in alive if piece.sequence.stream not in ended]
         guessing = [s for s in (p.sequence for p in going) if s.pending == 1 < s.room and not s.plain]
-        count = self._pace.choose(len(guessing)) if guessing else 0
-        begun = time.perf_counter()
+        count = self._rounds.choose(pieces, guessing)
+        answered = guessing if count else []
         if self._mtp is not None:
-            readers = guessing if count else []
-            readers = [
-                *readers,
-                *(p.sequence for p in alive if p.sequence not in readers and self._must_read(p, ended)),
-            ]
-            hidden = self.runner.absorb(readers) if readers else None
+            due = [p.sequence for p in alive if p.sequence not in answered and self._must_read(p, ended)]
+            hidden = self.runner.absorb(answered, due)
         for piece in alive:
             self._keeper.keep(piece, ended=piece.sequence.stream in ended)
         if not count:
@@ -259,11 +249,9 @@ class Steps:
             self._lookup.draft(guessing, count)
         else:
             assert hidden is not None
-            self._mtp.draft(guessing, count, hidden[: len(guessing)])
+            self._mtp.draft(guessing, count, hidden)
         for each in guessing:
             each.asked = count
-        if all(piece.length == 1 for piece in going) and len(going) == len(guessing) == len(alive):
-            self._pace.guessed(len(guessing), count, time.perf_counter() - begun)
 
     def _must_read(self, piece: Piece, ended: dict[Stream, Sequence]) -> bool:
         """Whether the MTP head has to see a sequence's hidden states now: before they are kept, and before
@@ -276,6 +264,7 @@ class Steps:
         """A step has failed: whoever was alone in it ends, the others are computed anew, each alone until it
         is as far again. What they have been told stays."""
         log.exception("a step of %d requests failed", len(plan.pieces))
+        self._rounds.forget()
         for piece in plan.pieces:
             sequence = piece.sequence
             self.spare.give([slot for _, slot in piece.saves if slot in self.spare.out])

@@ -31,8 +31,16 @@ class GatedAttention(nn.Module):
     def forward(self, x_TH: Tensor, step: Step, cache: tuple[Tensor, Tensor] | None) -> Tensor:
         ops, heads = step.ops, (x_TH.shape[0], -1, self.head_dim)
         q = ops.rotate(self.q_norm(self.q_proj(x_TH).view(heads), ops), *step.rotary)
-        k = ops.rotate(self.k_norm(self.k_proj(x_TH).view(heads), ops), *step.rotary)
-        v = self.v_proj(x_TH).view(heads)
+        k, v = self._keys_and_values(x_TH, step)
         out = ops.attention(q, k, v, step.packing, cache, self.head_dim**-0.5)
         gated: Tensor = self.o_proj(out.flatten(1) * self.gate_proj(x_TH).sigmoid())
         return gated
+
+    def read(self, x_TH: Tensor, step: Step, cache: tuple[Tensor, Tensor]) -> None:
+        """Put keys and values into the cache, for tokens whose answers nobody needs."""
+        step.ops.store(*self._keys_and_values(x_TH, step), step.packing, cache)
+
+    def _keys_and_values(self, x_TH: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        heads = (x_TH.shape[0], -1, self.head_dim)
+        k = step.ops.rotate(self.k_norm(self.k_proj(x_TH).view(heads), step.ops), *step.rotary)
+        return k, self.v_proj(x_TH).view(heads)

@@ -29,13 +29,24 @@ class MTPHead(nn.Module):
         self, hidden_TH: Tensor, embedded_TH: Tensor, step: Step, cache: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         """`hidden` after the trunk's final norm, `embedded` of each next token -> [T, H], normed."""
+        x = self.layers[0](self._join(hidden_TH, embedded_TH, step), step, cache, None, None)
+        normed: Tensor = self.norm(x, step.ops)
+        return normed
+
+    def read(self, hidden_TH: Tensor, embedded_TH: Tensor, step: Step, cache: tuple[Tensor, Tensor]) -> None:
+        """Put what `forward` would into the cache. Of one layer, later tokens see keys and values alone:
+        attention and experts are left out."""
+        layer, x = self.layers[0], self._join(hidden_TH, embedded_TH, step)
+        assert isinstance(layer, DecoderLayer)
+        layer.self_attn.read(layer.input_layernorm(x, step.ops), step, cache)
+
+    def _join(self, hidden_TH: Tensor, embedded_TH: Tensor, step: Step) -> Tensor:
         pair = (
             self.pre_fc_norm_embedding(embedded_TH, step.ops),
             self.pre_fc_norm_hidden(hidden_TH, step.ops),
         )
-        x = self.layers[0](self.fc(torch.cat(pair, -1)), step, cache, None, None)
-        normed: Tensor = self.norm(x, step.ops)
-        return normed
+        joined: Tensor = self.fc(torch.cat(pair, -1))
+        return joined
 
 
 def ungained(hidden_TH: Tensor, norm_H: Tensor) -> Tensor:

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qnext.kernels.cpu.attention import AttentionWeights, gated_attention
+from qnext.kernels.cpu.attention import AttentionWeights, gated_attention, store
 from qnext.kernels.cpu.delta_net import DeltaNetWeights, delta_net
 from qnext.kernels.cpu.experts import Choice, Experts, choose, mix
 from qnext.kernels.cpu.inputs import Inputs
 from qnext.kernels.cpu.linear import Matrix, linear, normalise
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.ops import DeltaCache
-from qnext.kernels.packed import Packed
+from qnext.kernels.packed import ROWS, Packed
 
 from .config import ModelConfig
 from .layers import Routing
@@ -111,8 +111,10 @@ class PackedAttention:
     """See `attention.GatedAttention`."""
 
     def __init__(self, parts: Mapping[str, Part], config: ModelConfig) -> None:
-        self.qgkv, self.out = Matrix(matrix(parts, "qgkv_proj")), Matrix(matrix(parts, "o_proj"))
+        packed = matrix(parts, "qgkv_proj")
+        self.qgkv, self.out = Matrix(packed), Matrix(matrix(parts, "o_proj"))
         self.values = config.num_attention_heads * config.head_dim
+        self.kv = Matrix(_last_rows(packed, 2 * self.values))
         self.bias, self.out_bias = (
             vector(parts, name) if name in parts else None for name in ("qgkv_bias", "o_bias")
         )
@@ -145,6 +147,12 @@ class PackedAttention:
         if self.out_bias is not None:
             x_TH = x_TH + self.out_bias
         return step.product(step.rows(mixed), self.out, "half", add=x_TH)
+
+    def read(self, inputs: Rows, step: PackedStep, cache: tuple[Tensor, Tensor]) -> None:
+        """See `attention.GatedAttention.read`."""
+        bias = None if self.bias is None else self.bias[2 * self.values :]
+        projected = step.product(inputs, self.kv, "kv", add=bias)
+        store(projected, self.weights, step.packing, step.rotary, cache, workspace=step.workspace)
 
 
 class PackedMoE:
@@ -215,6 +223,13 @@ def vector(parts: Mapping[str, Part], name: str) -> Tensor:
     found = parts[name]
     assert isinstance(found, Tensor)
     return found
+
+
+def _last_rows(packed: Packed, first: int) -> Packed:
+    """The rows from `first` on, which begins a block."""
+    block = first // ROWS
+    scales = packed.scales[block:] if packed.scales.numel() else packed.scales
+    return packed._replace(data=packed.data[block:], scales=scales, rows=packed.rows - first)
 
 
 def _stacked(packed: Packed) -> Packed:

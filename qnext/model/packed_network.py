@@ -107,12 +107,22 @@ class PackedMTP:
     def __call__(
         self, hidden_TH: Tensor, embedded_TH: Tensor, step: PackedStep, cache: tuple[Tensor, Tensor] | None
     ) -> Tensor:
+        x = self._join(hidden_TH, embedded_TH, step)
+        return step.normed(self.layer(x, step, cache, None, None), self.norm, self.eps)
+
+    def read(
+        self, hidden_TH: Tensor, embedded_TH: Tensor, step: PackedStep, cache: tuple[Tensor, Tensor]
+    ) -> None:
+        x, mixer = self._join(hidden_TH, embedded_TH, step), self.layer.mixer
+        assert isinstance(mixer, PackedAttention)
+        mixer.read(step.rows(x, self.layer.norms[0], self.eps), step, cache)
+
+    def _join(self, hidden_TH: Tensor, embedded_TH: Tensor, step: PackedStep) -> Tensor:
         pair = [
             step.normed(x, norm, self.eps)
             for x, norm in zip((embedded_TH, hidden_TH), self.norms, strict=True)
         ]
-        x = step.product(step.rows(torch.cat(pair, -1)), self.fc, "whole")
-        return step.normed(self.layer(x, step, cache, None, None), self.norm, self.eps)
+        return step.product(step.rows(torch.cat(pair, -1)), self.fc, "whole")
 
 
 class PackedQwen3Next:
@@ -174,12 +184,25 @@ class PackedQwen3Next:
         own: bool = False,
     ) -> Tensor:
         """See `Qwen3Next.mtp_hidden`."""
+        mtp = self._head()
+        if not self.config.mtp_normed_input:
+            hidden_TH = ungained(hidden_TH, mtp.norm if own else self.norm)
+        step = self._step(packing or Packing.of([len(hidden_TH)]), routing)
+        return mtp(hidden_TH.float(), F.embedding(next_ids_T, self.embedding).float(), step, cache)
+
+    def mtp_read(
+        self, hidden_TH: Tensor, next_ids_T: Tensor, packing: Packing, cache: tuple[Tensor, Tensor]
+    ) -> None:
+        """See `Qwen3Next.mtp_read`."""
+        mtp, step = self._head(), self._step(packing, None)
+        if not self.config.mtp_normed_input:
+            hidden_TH = ungained(hidden_TH, self.norm)
+        mtp.read(hidden_TH.float(), F.embedding(next_ids_T, self.embedding).float(), step, cache)
+
+    def _head(self) -> PackedMTP:
         if self.mtp is None:
             raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
-        if not self.config.mtp_normed_input:
-            hidden_TH = ungained(hidden_TH, self.mtp.norm if own else self.norm)
-        step = self._step(packing or Packing.of([len(hidden_TH)]), routing)
-        return self.mtp(hidden_TH.float(), F.embedding(next_ids_T, self.embedding).float(), step, cache)
+        return self.mtp
 
     def _step(self, packing: Packing, routing: Routing | None) -> PackedStep:
         if numba.get_num_threads() != self.threads:  # a setting of each thread

@@ -150,13 +150,26 @@ class Qwen3Next(nn.Module):
     ) -> Tensor:
         """Hidden states and the token that follows each -> hidden states of the token after that [T, H].
         `own`: the states are the head's own of before, not the trunk's."""
-        if self.mtp is None:
-            raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
+        mtp = self._head()
         packing = packing or Packing.of([hidden_TH.shape[0]], device=hidden_TH.device)
         if not self.config.mtp_normed_input:
-            hidden_TH = ungained(hidden_TH, (self.mtp.norm if own else self.norm).weight)
-        out: Tensor = self.mtp(hidden_TH, self.embed_tokens(next_ids_T), self._step(packing, routing), cache)
+            hidden_TH = ungained(hidden_TH, (mtp.norm if own else self.norm).weight)
+        out: Tensor = mtp(hidden_TH, self.embed_tokens(next_ids_T), self._step(packing, routing), cache)
         return out
+
+    def mtp_read(
+        self, hidden_TH: Tensor, next_ids_T: Tensor, packing: Packing, cache: tuple[Tensor, Tensor]
+    ) -> None:
+        """Leave in the cache what `mtp_hidden` would, where what it returns is not wanted: much less work."""
+        mtp = self._head()
+        if not self.config.mtp_normed_input:
+            hidden_TH = ungained(hidden_TH, self.norm.weight)
+        mtp.read(hidden_TH, self.embed_tokens(next_ids_T), self._step(packing, None), cache)
+
+    def _head(self) -> MTPHead:
+        if self.mtp is None:
+            raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
+        return self.mtp
 
     def _step(self, packing: Packing, routing: Routing | None) -> Step:
         positions = packing.positions

@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from qnext.engine.pace import TRIALS, Pace
+from qnext.engine.pace import RUN, Pace
 
 
 @dataclass
@@ -36,9 +36,7 @@ class World:
             chosen.append(k)
             work = scattered(self.base + self.each * self.answers * (k + 1))
             guess = scattered(self.first + self.each_guess * k) if k else 0.0
-            pace.worked(self.answers, k, work)
-            if k:
-                pace.guessed(self.answers, k, guess)
+            pace.took(self.answers, k, work + guess)
             time += work + guess
             for _ in range(self.answers):
                 right = 0
@@ -109,11 +107,29 @@ def test_each_number_of_answers_has_its_own_choice() -> None:
 
 def test_what_was_not_measured_is_tried_first() -> None:
     pace, tried = Pace(2), []
-    for _ in range(3 * TRIALS):
+    for _ in range(3 * RUN):
         tried.append(k := pace.choose(5))
-        pace.worked(5, k, 1.0)
-        pace.guessed(5, k, 1.0)
-    assert sorted(tried) == sorted([0, 1, 2] * TRIALS)
+        pace.took(5, k, 1.0)
+    assert tried == [0] * RUN + [1] * RUN + [2] * RUN
+
+
+def test_what_is_known_of_as_many_is_believed_of_nearly_as_many() -> None:
+    pace, world = Pace(3), World(16, 10, 1, 1, 50, (0.5,) * 3)
+    world.run(pace, 100)
+    assert [pace.choose(n) for n in (14, 12, 9)] == [0, 0, 0]
+    _, chosen = World(2, 10, 1, 1, 50, (0.5,) * 3).run(pace, 3 * RUN)
+    assert chosen == [0] * RUN + [1] * RUN + [2] * RUN
+
+
+def test_the_first_round_of_another_choice_does_not_count() -> None:
+    """It replays what the choice before it left."""
+    pace, chosen = Pace(1), []
+    for _ in range(400):
+        last, k = (chosen or [0])[-1], pace.choose(4)
+        pace.took(4, k, 1.0 + 0.3 * k + 50 * (k != last))
+        pace.judged(k, k)
+        chosen.append(k)
+    assert chosen[100:].count(1) > 0.9 * 300
 
 
 def test_fixed_and_none() -> None:
@@ -137,9 +153,8 @@ def test_a_machine_that_is_slow_at_times_does_not_mislead() -> None:
         slow = random.uniform(1, 2.2) if step % 40 == 0 else slow
         k = pace.choose(4)
         chosen.append(k)
-        pace.worked(4, k, slow * (world.base + world.each * 4 * (k + 1)))
-        if k:
-            pace.guessed(4, k, slow * (world.first + world.each_guess * k))
+        guess = world.first + world.each_guess * k if k else 0.0
+        pace.took(4, k, slow * (world.base + world.each * 4 * (k + 1) + guess))
         for _ in range(4):
             pace.judged(k, next((j for j in range(k) if random.random() >= world.chance[j]), k))
     best = max(range(4), key=lambda k: world.fixed(k, 5000, 0))

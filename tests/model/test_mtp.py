@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -125,6 +127,21 @@ def test_with_a_cache_whose_first_cell_is_empty(pieces: list[int]) -> None:
     assert keys[[0, *range(13, 16)]].isnan().all() and keys[1:13].isfinite().all()
     trunk = [pair for pair in state.kv if pair is not None]
     assert all(stored.isnan().all() for pair in trunk for stored in pair)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", [{}, {"attention_bias": True}, {"mtp_normed_input": False}], ids=str)
+def test_reading_leaves_in_the_cache_what_answering_does(shape: dict[str, Any]) -> None:
+    model, ids = tiny_model(**shape), token_ids(31)
+    caches = [torch.full((2, 9, 4, 2, 16), float("nan")) for _ in range(2)]
+    for at, lengths in ((1, (9, 2)), (10, (1, 15))):
+        pages = [[8, 0, 2, 7, 1], [3, 6, 4, 5, 1]]
+        packing = Packing.cached(lengths, [at, 1 if at == 1 else 3], pages, [0, 1], 4, first=1)
+        hidden, following = model(ids[: sum(lengths)]), ids[1 : sum(lengths) + 1]
+        answered, read = ((cache[0], cache[1]) for cache in caches)
+        model.mtp_hidden(hidden, following, packing, answered)
+        model.mtp_read(hidden, following, packing, read)
+    assert torch.equal(caches[0].nan_to_num(7.0), caches[1].nan_to_num(7.0))
 
 
 @torch.inference_mode()

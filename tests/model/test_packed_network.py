@@ -78,6 +78,24 @@ def test_several_sequences_and_caches() -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("kind", BITS)
+@pytest.mark.parametrize("shape", [{}, {"attention_bias": True}, {"mtp_normed_input": False}], ids=str)
+@pytest.mark.parametrize("cached", [torch.float32, torch.bfloat16], ids=str)
+def test_the_mtp_head_reads_what_it_would_answer(
+    kind: str, shape: dict[str, Any], cached: torch.dtype
+) -> None:
+    """To the bit, for short and long pieces."""
+    packed = packed_tiny(kind, "int8", **shape)
+    ids = token_ids(130)
+    caches = [torch.full((2, 10, 16, 2, 16), 7.0, dtype=cached) for _ in range(2)]
+    packing = Packing.cached((110, 9), [1, 20], [[*range(8)], [8, 9, 0]], [0, 1], 16, first=1)
+    hidden, following = packed(ids[:119]), ids[1:120]
+    packed.mtp_hidden(hidden, following, packing, (caches[0][0], caches[0][1]))
+    packed.mtp_read(hidden, following, packing, (caches[1][0], caches[1][1]))
+    assert torch.equal(caches[0], caches[1]) and not torch.equal(caches[0], torch.full_like(caches[0], 7.0))
+
+
+@torch.inference_mode()
 def test_routing_is_told() -> None:
     packed, twin = packed_pair("float32", "exact")
     ids = token_ids(20)
@@ -95,4 +113,6 @@ def test_without_mtp_guesses_are_refused() -> None:
     packed = packed_tiny("float32", "exact", mtp_layers=0)
     with pytest.raises(ValueError, match="no MTP head"):
         packed.mtp_hidden(torch.zeros(1, 48), token_ids(1))
+    with pytest.raises(ValueError, match="no MTP head"):
+        packed.mtp_read(torch.zeros(1, 48), token_ids(1), Packing.of([1]), (torch.empty(0), torch.empty(0)))
     assert tiny_model(mtp_layers=0).mtp is None

@@ -70,19 +70,16 @@ class _Paged(NamedTuple):
         return cls(torch.float32, (keys, values, step, total), np.arange(total), starts[:, None])
 
 
-def _check(
-    projected_TX: Tensor, weights: AttentionWeights, row: Row, rotary: tuple[Tensor, Tensor], out_TQD: Tensor
-) -> None:
+def _check(projected_TX: Tensor, weights: AttentionWeights, row: Row, rotary: tuple[Tensor, Tensor]) -> None:
     """What the kernels take for granted of all but the caches."""
     (tokens, columns), (cos, sin) = projected_TX.shape, rotary
     queries, keys, width = weights.query_heads, weights.key_heads, weights.width
     assert columns == 2 * (queries + keys) * width and projected_TX.stride(1) == 1 and projected_TX.is_cpu
     assert tokens == sum(row.lengths) and min(row.lengths) > 0
-    assert out_TQD.shape == (tokens, queries * width) and weights.q_norm.shape == (width,)
-    assert weights.k_norm.shape == (width,)
+    assert weights.q_norm.shape == weights.k_norm.shape == (width,)
     assert cos.shape == sin.shape == (tokens, cos.shape[1]) and 2 * cos.shape[1] <= width
     assert projected_TX.dtype == torch.float32
-    for tensor in (out_TQD, weights.q_norm, weights.k_norm, cos, sin):
+    for tensor in (weights.q_norm, weights.k_norm, cos, sin):
         assert tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
@@ -103,13 +100,54 @@ def gated_attention(
     that an answer does not depend on how a prompt was cut. With `exact` all arithmetic is fp32; without it,
     queries and weights are rounded to bf16 where the cache is bf16 and the machine multiplies it.
     """
-    _check(projected_TX, weights, row, rotary, out_TQD)
     shape = (weights.query_heads, weights.key_heads, weights.width)
-    threads = numba.get_num_threads()
+    assert out_TQD.shape == (len(projected_TX), shape[0] * shape[2])
+    assert out_TQD.dtype == torch.float32 and out_TQD.is_contiguous()
     paged = _Paged.of(cache, row, *shape[1:]) if cache else _Paged.fresh(row, *shape[1:], workspace)
     kind = EXACT if paged.dtype == torch.float32 else EXACT_BF16
     if kind == EXACT_BF16 and not exact and isa.has_bf16() and weights.width % 32 == 0:
         kind = FAST
+    queries = _prepare(kind, projected_TX, weights, row, rotary, paged, workspace)
+    gates = (projected_TX.data_ptr() + shape[0] * shape[2] * 4, projected_TX.stride(0) * 4)
+    rows = (queries, out_TQD.data_ptr(), *gates)
+    if min(row.lengths) <= attention_decode.WINDOW:
+        _decode(kind, row.table, row.first, shape, rows, paged, workspace)
+    for n, length in enumerate(row.lengths):
+        if length > attention_decode.WINDOW:
+            piece = (row.starts[n], length, row.contexts[n])
+            _prefill(kind, piece, row.first, shape, rows, paged._replace(pages=paged.pages[n]), workspace)
+    return out_TQD
+
+
+def store(
+    projected_TX: Tensor,
+    weights: AttentionWeights,
+    row: Row,
+    rotary: tuple[Tensor, Tensor],
+    cache: tuple[Tensor, Tensor],
+    *,
+    workspace: Workspace,
+) -> None:
+    """Rows of (k | v): put into the cache what `gated_attention` would, and answer nothing."""
+    weights = weights._replace(query_heads=0)
+    paged = _Paged.of(cache, row, weights.key_heads, weights.width)
+    kind = EXACT if paged.dtype == torch.float32 else EXACT_BF16
+    _prepare(kind, projected_TX, weights, row, rotary, paged, workspace)
+
+
+def _prepare(
+    kind: int,
+    projected_TX: Tensor,
+    weights: AttentionWeights,
+    row: Row,
+    rotary: tuple[Tensor, Tensor],
+    paged: _Paged,
+    workspace: Workspace,
+) -> int:
+    """Put keys and values into the cache -> the address of the queries [T, Q, D]."""
+    _check(projected_TX, weights, row, rotary)
+    shape = (weights.query_heads, weights.key_heads, weights.width)
+    threads = numba.get_num_threads()
     queries = workspace.address("attention queries", len(projected_TX) * shape[0] * shape[2] * 4)
     attention_inputs.prepare(
         projected_TX.data_ptr(),
@@ -128,15 +166,7 @@ def gated_attention(
         workspace.address("attention heads", threads * shape[2] * 4),
         threads,
     )
-    gates = (projected_TX.data_ptr() + shape[0] * shape[2] * 4, projected_TX.stride(0) * 4)
-    rows = (queries, out_TQD.data_ptr(), *gates)
-    if min(row.lengths) <= attention_decode.WINDOW:
-        _decode(kind, row.table, row.first, shape, rows, paged, workspace)
-    for n, length in enumerate(row.lengths):
-        if length > attention_decode.WINDOW:
-            piece = (row.starts[n], length, row.contexts[n])
-            _prefill(kind, piece, row.first, shape, rows, paged._replace(pages=paged.pages[n]), workspace)
-    return out_TQD
+    return queries
 
 
 def _prefill(

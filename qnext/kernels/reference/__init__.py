@@ -2,7 +2,7 @@
 clarity.
 """
 
-from .attention import attention
+from .attention import attention, store
 from .convolution import causal_conv
 from .delta_rule import gated_delta_rule
 from .experts import experts, route, swiglu
@@ -18,5 +18,6 @@ __all__ = [
     "rms_norm",
     "rotate",
     "route",
+    "store",
     "swiglu",
 ]

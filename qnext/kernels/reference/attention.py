@@ -14,10 +14,7 @@ def attention(
 ) -> Tensor:
     """See `Ops.attention`. Earlier keys and values are gathered from their pages; nothing is padded."""
     if cache is not None:
-        for stored, fresh in zip(cache, (k_TGD, v_TGD), strict=True):
-            assert row.cells is not None
-            size = stored.shape[1]
-            stored[row.cells // size, row.cells % size] = fresh.to(stored.dtype)
+        store(k_TGD, v_TGD, row, cache)
     parts = []
     for n, (start, length, context) in enumerate(zip(row.starts, row.lengths, row.contexts, strict=True)):
         q, k, v = (x[start : start + length] for x in (q_TQD, k_TGD, v_TGD))
@@ -25,6 +22,14 @@ def attention(
             k, v = (_gather(stored, row, n, context + length).to(q.dtype) for stored in cache)
         parts.append(_attend(q, k, v, len(k) - length, scale))
     return torch.cat(parts)
+
+
+def store(k_TGD: Tensor, v_TGD: Tensor, row: Row, cache: tuple[Tensor, Tensor]) -> None:
+    """See `Ops.store`."""
+    assert row.cells is not None
+    for stored, fresh in zip(cache, (k_TGD, v_TGD), strict=True):
+        size = stored.shape[1]
+        stored[row.cells // size, row.cells % size] = fresh.to(stored.dtype)
 
 
 def _gather(stored_PBGD: Tensor, row: Row, n: int, count: int) -> Tensor:

@@ -1,0 +1,41 @@
+"""Rounds: how long the engine takes from one choice of a number of guesses to the next.
+
+Asked by `steps` once a step. Invariant: only a round of nothing but the answers that the choice was made for
+is held against it; one that a prompt, an end or a failure fell into is forgotten.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .pace import Pace
+from .plan import Piece
+from .sequence import Sequence
+
+
+class Rounds:
+    """Tells a pace what its choices have cost, and what became of the guesses."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace = pace
+        self._asked: set[Sequence] = set()  # for whom the last choice was made
+        self._count, self._begun = 0, 0.0
+
+    def choose(self, pieces: list[Piece], guessing: list[Sequence]) -> int:
+        """How many guesses to make now for each of `guessing`; `pieces` are what was just computed."""
+        now = time.perf_counter()
+        if all(piece.length == 1 for piece in pieces) and {each.sequence for each in pieces} == self._asked:
+            self._pace.took(len(pieces), self._count, now - self._begun)
+        self._count = self._pace.choose(len(guessing)) if guessing else 0
+        self._asked, self._begun = set(guessing), now
+        return self._count
+
+    def judged(self, sequence: Sequence, right: int) -> None:
+        """So many guesses of a sequence were right."""
+        if sequence.asked:
+            self._pace.judged(sequence.asked, right)
+            sequence.asked = 0
+
+    def forget(self) -> None:
+        """A step has failed."""
+        self._asked = set()
