@@ -34,6 +34,7 @@ WHOLE_NUMBERS: dict[str, tuple[float, float, str]] = {
     "max_total_tokens": (1, math.inf, "1 or more, or leave it out"),
     "thinking_budget": (1, math.inf, "1 or more, or leave it out"),
     "logprobs": (0, 20, "0 to 20"),
+    "prompt_logprobs": (0, 20, "0 to 20"),
     "n": (1, math.inf, "1 or more"),
 }
 
@@ -48,9 +49,10 @@ class SamplingParams:
     """How to choose tokens. Defaults are plain sampling; `None` means "no limit" or "off".
 
     `temperature` 0 is greedy. `top_k` 0 is off. `logprobs` is the number of alternatives reported for each
-    token (0 reports the chosen token alone). `max_tokens` counts the answer, after any reasoning;
-    `max_total_tokens` counts both. `stop` holds texts: whoever turns ids into text (`LLM`, the server) obeys
-    it, the engine itself obeys `stop_token_ids`. `n` answers are drawn, seeded `seed`, `seed + 1`, ...
+    token (0 reports the chosen token alone), `prompt_logprobs` that for the prompt's tokens after the first.
+    `max_tokens` counts the answer, after any reasoning; `max_total_tokens` counts both. `stop` holds texts:
+    whoever turns ids into text (`LLM`, the server) obeys it, the engine itself obeys `stop_token_ids`. `n`
+    answers are drawn, seeded `seed`, `seed + 1`, ...
     Raises ValueError on a value out of range, naming the field.
     """
 
@@ -70,6 +72,7 @@ class SamplingParams:
     logprobs: int | None = None
     n: int = 1
     thinking_budget: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -151,7 +154,8 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Log-probability of a chosen token, and the likeliest `(id, logprob)` pairs, best first."""
+    """Log-probability of a token, chosen or of a prompt, and the likeliest `(id, logprob)` pairs, best
+    first."""
 
     token_id: int
     logprob: float
@@ -178,7 +182,8 @@ class Facts:
 
 class Output(NamedTuple):
     """What one step gave one request. The last one carries `finish_reason` and `facts`, and `error` if the
-    reason is "error"; `timed_out` tells a missed deadline from other errors.
+    reason is "error"; `timed_out` tells a missed deadline from other errors. `prompt_logprobs`, if asked for,
+    come once, with the first token: those of the prompt's second token and of all after it.
 
     An end-of-answer id is part of `token_ids` (and is counted), so that readers see why it stopped. A named
     tuple, since one is made for every step of every request.
@@ -191,6 +196,7 @@ class Output(NamedTuple):
     cached_tokens: int = 0
     facts: Facts | None = None
     timed_out: bool = False
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
     @classmethod
     def joined(cls, outputs: Sequence[Output]) -> Output:
@@ -200,4 +206,5 @@ class Output(NamedTuple):
         return outputs[-1]._replace(
             token_ids=tuple(token for each in outputs for token in each.token_ids),
             logprobs=tuple(report for each in outputs for report in each.logprobs),
+            prompt_logprobs=tuple(report for each in outputs for report in each.prompt_logprobs),
         )

@@ -253,10 +253,21 @@ def logprobs(logits_RV: Tensor, tokens: list[int], rows: Rows[Row]) -> list[Toke
     asked = [(i, row.wish.logprobs) for i, row in enumerate(rows) if row.wish.logprobs is not None]
     if asked:
         where = [i for i, _ in asked]
-        scores = logits_RV[where].float().log_softmax(-1)
-        chosen = scores.gather(-1, torch.tensor([[tokens[i]] for i in where], device=scores.device))
-        best = scores.topk(min(max(count for _, count in asked), scores.shape[1]))
-        table = zip(asked, chosen[:, 0].tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
-        for (i, count), value, ids, values in table:
-            found[i] = TokenLogprob(tokens[i], value, tuple(zip(ids[:count], values[:count], strict=True)))
+        told = reports(logits_RV[where], [tokens[i] for i in where], [count for _, count in asked])
+        for i, report in zip(where, told, strict=True):
+            found[i] = report
     return found
+
+
+def reports(logits_RV: Tensor, tokens: list[int], counts: list[int]) -> list[TokenLogprob]:
+    """The log-probability of each row's token, with so many of the row's likeliest."""
+    scores = logits_RV.float().log_softmax(-1)
+    chosen = scores.gather(-1, torch.tensor(tokens, device=scores.device)[:, None])
+    best = scores.topk(min(max(counts), scores.shape[1]))
+    table = zip(
+        tokens, counts, chosen[:, 0].tolist(), best.indices.tolist(), best.values.tolist(), strict=True
+    )
+    return [
+        TokenLogprob(token, value, tuple(zip(ids[:count], values[:count], strict=True)))
+        for token, count, value, ids, values in table
+    ]

@@ -123,7 +123,7 @@ class Scheduler:
         """Let a waiting sequence in, with what the cache has of it, if all its tokens would fit now."""
         hit, known, shared = None, 0, []
         if self.cache is not None:
-            hit, known = self.cache.find(sequence.root, sequence.tokens, len(sequence.tokens) - 1)
+            hit, known = self.cache.find(sequence.root, sequence.tokens, sequence.reach)
         if hit is not None and hit.state is not None and self.cache is not None:
             shared = self.cache.path(hit)
             self.pages.use(shared)
@@ -165,7 +165,7 @@ class Scheduler:
 
     def _worth_waiting(self, sequence: Sequence) -> bool:
         """Whether a running sequence is about to leave a state in the cache that is worth waiting for."""
-        if self.cache is None:
+        if self.cache is None or sequence.reach < len(sequence.tokens) - 1:
             return False
         tokens, found = sequence.tokens, -1
         for other in self.running:

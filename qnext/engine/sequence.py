@@ -55,6 +55,8 @@ class Sequence:
     worked: int = 0
     drafted: int = 0
     accepted: int = 0
+    prompt_reports: list[TokenLogprob] = field(default_factory=list)  # of the prompt's tokens after the first
+    prompt_told: bool = False  # the reader has them
     routed: list[np.ndarray] = field(default_factory=list)
     times: list[float] = field(default_factory=lambda: [time.monotonic()])  # submitted, admitted, first token
 
@@ -83,6 +85,13 @@ class Sequence:
         """Tokens that it may still be given."""
         room, most = self.limit - len(self.tokens), self.request.sampling.max_tokens
         return room if most is None else min(room, most - self.answered)
+
+    @property
+    def reach(self) -> int:
+        """How many of its tokens may come from the cache: not all, for the last must be computed, and none
+        whose followers' log-probabilities are still wanted."""
+        unreported = self.request.sampling.prompt_logprobs is not None and not self.prompt_told
+        return len(self.prompt_reports) if unreported else len(self.tokens) - 1
 
     def admit(self, begin: int, marks: list[int]) -> None:
         """It runs from now on, `begin` tokens were found in the cache."""

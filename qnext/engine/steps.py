@@ -21,6 +21,7 @@ from .pace import Pace
 from .pages import Pages
 from .plan import Fetch, Move, Piece, Plan
 from .pool import Pool
+from .prompt_reports import report_prompt
 from .request import FinishReason, Output, TokenLogprob
 from .rounds import Rounds
 from .runner import Runner, Step
@@ -210,8 +211,10 @@ class Steps:
             sequence.tainted = True
             error = "the model gave scores that are not finite"
             return Output.joined([*told, Output(finish_reason="error", error=error)])
+        if sequence.request.sampling.prompt_logprobs is not None:
+            report_prompt(self.runner, sequence, step.hidden[start : start + piece.length])
         self._advance(piece, step, start, max(0, len(told) - 1))
-        return Output.joined(told) if told else None
+        return _with_reports(sequence, Output.joined(told)) if told else None
 
     def _advance(self, piece: Piece, step: Step, start: int, right: int) -> None:
         """Note what is computed now: the piece, and so many drafts that were right."""
@@ -283,6 +286,14 @@ class Steps:
         self.scheduler.release(sequence)
         self._count.ended(facts, output.finish_reason, len(sequence.request.prompt), sequence.generated)
         return sequence.stream, output._replace(facts=facts, cached_tokens=facts.cached_tokens)
+
+
+def _with_reports(sequence: Sequence, output: Output) -> Output:
+    """The first output also tells of the prompt, if that was asked for."""
+    if sequence.request.sampling.prompt_logprobs is None or sequence.prompt_told:
+        return output
+    sequence.prompt_told = True
+    return output._replace(prompt_logprobs=tuple(sequence.prompt_reports))
 
 
 def _failure(error: Exception) -> Output:

@@ -19,8 +19,10 @@ from .gate import Gate, json_response
 from .keys import Keys
 from .metrics import render
 from .native_routes import NativeRoutes
+from .refused_routes import RefusedRoutes
 from .service import Service
 from .settings import Settings
+from .vllm_routes import VllmRoutes
 
 
 def create_app(service: Service, keys: Keys, settings: Settings) -> FastAPI:
@@ -35,6 +37,8 @@ def create_app(service: Service, keys: Keys, settings: Settings) -> FastAPI:
         Route("/metrics", _Metrics(service).page, methods=["GET"]),
         *NativeRoutes(gate).routes(),
         *CompatRoutes(gate).routes(),
+        *VllmRoutes(gate).routes(),
+        *RefusedRoutes(gate).routes(),
     ]
     return app
 

@@ -19,7 +19,7 @@ from qnext.text.parser import OutputParser
 from qnext.text.tokenizer import Tokenizer
 
 from .errors import ApiError, internal, timed_out
-from .exchange import Alternative, ChatEvent, Logprob, Usage
+from .exchange import Alternative, ChatEvent, Echo, Logprob, Usage
 
 LOWEST_LOGPROB = -9999.0
 _LOG = logging.getLogger("qnext.server")
@@ -36,8 +36,9 @@ class Tally:
 
 
 class Choice:
-    """`prompt_length` is in tokens; `leads` is true of the first choice of a prompt, whose cached tokens
-    count; with `facts` the last event tells them, and comes when the engine has ended."""
+    """`leads` is true of the first choice of a prompt, whose cached tokens count; with `echo`, a text, the
+    first event tells the prompt; a `silent` choice tells nothing else but its end, and counts no token; with
+    `facts` the last event tells them, and comes when the engine has ended."""
 
     def __init__(
         self,
@@ -47,8 +48,9 @@ class Choice:
         tokenizer: Tokenizer,
         tally: Tally,
         *,
-        prompt_length: int,
         leads: bool,
+        echo: str | None = None,
+        silent: bool = False,
         facts: bool = False,
     ) -> None:
         self.index = index
@@ -57,8 +59,9 @@ class Choice:
         self._parser = parser
         self._tokenizer = tokenizer
         self._tally = tally
-        self._input = prompt_length
+        self._prompt, self._wish = stream.request.prompt, stream.request.sampling
         self._leads = leads
+        self._echo, self._silent = echo, silent
         self._facts = facts
         self._ended = False
         self._cached = 0
@@ -81,9 +84,14 @@ class Choice:
                 return
 
     def _take(self, output: Output) -> Iterator[ChatEvent]:
-        if not self._parser.stopped:
-            yield from self._read(output)
         reason = output.finish_reason
+        if self._echo is not None and output.token_ids:
+            yield self._echoed(output)
+        if not self._parser.stopped and not self._silent:
+            yield from self._read(output)
+        elif self._silent:
+            self._count_cached(output.cached_tokens)
+            reason = "length" if reason == "stop" else reason
         if self._parser.stopped:
             self.abort()
             if self._facts and reason is None:  # the engine will tell them with its own end
@@ -124,7 +132,7 @@ class Choice:
     def _event(self, event: Event, facts: Facts | None = None) -> ChatEvent:
         tally = self._tally
         usage = Usage(tally.input, tally.output, tally.reasoning, tally.cached)
-        share = Usage(self._input, self._output, self._parser.reasoning_tokens, self._cached)
+        share = Usage(len(self._prompt), self._output, self._parser.reasoning_tokens, self._cached)
         match event:
             case ContentDelta(text, ids):
                 told = self._told(ids) if self._logprobs else ()
@@ -136,7 +144,28 @@ class Choice:
             case Finish(reason):
                 assert reason in ("stop", "length", "tool_calls"), reason
                 told_facts = facts if self._facts else None
-                return ChatEvent(self.index, usage, share, finish=reason, facts=told_facts)
+                return ChatEvent(
+                    self.index,
+                    usage,
+                    share,
+                    finish=reason,
+                    facts=told_facts,
+                    stopped_by=self._parser.stopped_by,
+                )
+
+    def _echoed(self, output: Output) -> ChatEvent:
+        """The prompt, told once, with the first token's output."""
+        text, self._echo = self._echo, None
+        assert text is not None
+        reports: tuple[Logprob, ...] = ()
+        if self._wish.prompt_logprobs is not None:
+            raw = self._tokenizer.token_bytes(self._prompt[0])
+            reports = (
+                Logprob(raw.decode("utf-8", "replace"), raw, None),
+                *map(self._report, output.prompt_logprobs),
+            )
+        usage = Usage(self._tally.input, self._tally.output, self._tally.reasoning, self._tally.cached)
+        return ChatEvent(self.index, usage, Usage(len(self._prompt)), echo=Echo(text, reports))
 
     def _told(self, ids: tuple[int, ...]) -> tuple[Logprob, ...]:
         """The log-probabilities of a content's tokens; those in between that show no content are passed
@@ -146,11 +175,14 @@ class Choice:
             while self._logprobs:
                 found = self._logprobs.popleft()
                 if found.token_id == token:
-                    top = tuple(self._alternative(*each) for each in found.top)
-                    chosen = self._alternative(found.token_id, found.logprob)
-                    told.append(Logprob(chosen.token, chosen.bytes, chosen.logprob, top))
+                    told.append(self._report(found))
                     break
         return tuple(told)
+
+    def _report(self, found: TokenLogprob) -> Logprob:
+        top = tuple(self._alternative(*each) for each in found.top)
+        chosen = self._alternative(found.token_id, found.logprob)
+        return Logprob(chosen.token, chosen.bytes, chosen.logprob, top)
 
     def _alternative(self, token: int, logprob: float) -> Alternative:
         raw = self._tokenizer.token_bytes(token)

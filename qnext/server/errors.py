@@ -9,7 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["key", "model", "parameter", "too_large", "internal", "timeout", "capacity", "url", "method"]
+Kind = Literal[
+    "key",
+    "model",
+    "parameter",
+    "unsupported",
+    "too_large",
+    "internal",
+    "timeout",
+    "capacity",
+    "url",
+    "method",
+]
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,7 @@ _TABLE: dict[Kind, _Row] = {
     "key": _Row(401, "InvalidApiKey", "invalid_api_key"),
     "model": _Row(404, "ModelNotFound", "model_not_found"),
     "parameter": _Row(400, "InvalidParameter", "invalid_parameter_error"),
+    "unsupported": _Row(400, "UnsupportedOperation", "unsupported_operation"),
     "too_large": _Row(413, "BadRequest.TooLarge", "request_too_large"),
     "internal": _Row(500, "InternalError", "internal_error", "internal_error"),
     "timeout": _Row(408, "RequestTimeOut", "RequestTimeOut", "RequestTimeOut"),

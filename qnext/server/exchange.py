@@ -37,8 +37,10 @@ class ChatRequest:
 
     `stop_sequences` are further stops, given as token ids. `max_calls` ends the answer after so many tool
     calls. `grammar` is what the answer must look like. Of the requests that wait, those with a lower
-    `priority` go first. What is kept of a prompt is found again only by requests of the same `salt`. With
-    `facts` each choice ends with the engine's; with `routed_experts` those name the experts too.
+    `priority` go first. With `echo` each answer is preceded by its prompt, with log-probabilities if the
+    sampling asks for the prompt's; a `silent` request wants nothing else. What is kept of a prompt is found
+    again only by requests of the same `salt`. With `facts` each choice ends with the engine's; with
+    `routed_experts` those name the experts too.
     """
 
     model: str
@@ -50,6 +52,8 @@ class ChatRequest:
     max_calls: int | None = 1
     grammar: GrammarSpec | None = None
     priority: int = 0
+    echo: bool = False
+    silent: bool = False
     salt: str = ""
     facts: bool = False
     routed_experts: bool = False
@@ -87,26 +91,36 @@ class Usage:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A token as text and bytes, and its log-probability, never below -9999 (JSON has no infinity)."""
+    """A token as text and bytes, and its log-probability, never below -9999 (JSON has no infinity); None for
+    the first token of a prompt, which follows nothing."""
 
     token: str
     bytes: bytes
-    logprob: float
+    logprob: float | None
 
 
 @dataclass(frozen=True)
 class Logprob(Alternative):
-    """A token of the answer, with the likeliest tokens at its place, best first."""
+    """A token of an answer or a prompt, with the likeliest tokens at its place, best first."""
 
     top: tuple[Alternative, ...] = ()
 
 
 @dataclass(frozen=True)
-class ChatEvent:
-    """A piece of choice `index`: reasoning, content, one whole call, or the end of the choice.
+class Echo:
+    """The prompt of a choice: its text, and its tokens if their log-probabilities were asked for."""
 
-    `usage` counts the whole request up to now, `share` the prompt and this choice alone. `facts` are there at
-    the end of a choice, if they were asked for.
+    text: str
+    logprobs: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChatEvent:
+    """A piece of choice `index`: the prompt's echo, reasoning, content, one whole call, or the end of the
+    choice.
+
+    `usage` counts the whole request up to now, `share` the prompt and this choice alone. At the end of a
+    choice `stopped_by` is the stop text that ended it, if one did; `facts` are there if they were asked for.
     """
 
     index: int
@@ -118,11 +132,22 @@ class ChatEvent:
     logprobs: tuple[Logprob, ...] = ()
     finish: Finish | None = None
     facts: Facts | None = None
+    stopped_by: str | None = None
+    echo: Echo | None = None
+
+
+@dataclass
+class Part:
+    """A stretch of an answer that is all of one kind: reasoning, content, or a call (which has no text)."""
+
+    kind: Literal["reasoning", "content", "call"]
+    text: str = ""
+    call: ToolCall | None = None
 
 
 @dataclass
 class Choice:
-    """One answer as far as it has come."""
+    """One answer as far as it has come. `parts` hold it in the order in which it was written."""
 
     content: str = ""
     reasoning: str = ""
@@ -131,6 +156,20 @@ class Choice:
     finish: Finish | None = None
     events: int = 0
     facts: Facts | None = None
+    stopped_by: str | None = None
+    echo: Echo | None = None
+    parts: list[Part] = field(default_factory=list)
+
+    def grow(self, event: ChatEvent) -> None:
+        """Adds what an event brings to the last part, or begins another."""
+        if event.call is not None:
+            self.parts.append(Part("call", call=event.call))
+        elif text := event.reasoning or event.content:
+            kind: Literal["reasoning", "content"] = "reasoning" if event.reasoning else "content"
+            if self.parts and self.parts[-1].kind == kind:
+                self.parts[-1].text += text
+            else:
+                self.parts.append(Part(kind, text))
 
 
 @dataclass
@@ -151,6 +190,9 @@ class Answer:
             choice.calls.append(event.call)
         choice.finish = event.finish or choice.finish
         choice.facts = event.facts or choice.facts
+        choice.stopped_by = event.stopped_by or choice.stopped_by
+        choice.echo = event.echo or choice.echo
+        choice.grow(event)
         choice.events += 1
         self.usage = event.usage
         self.events += 1

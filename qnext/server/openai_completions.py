@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import ApiError, compat_body, invalid
-from .exchange import Answer, ChatEvent, ChatRequest, Logprob, Prompt, Rules
+from .exchange import Answer, ChatEvent, ChatRequest, Echo, Logprob, Prompt, Rules
 from .facts import written
 from .openai import usage_counts, usage_wanted
 from .sse import DONE, compat_frame
-from .validation import Params, chat_request, flag, span, token_ids
+from .validation import Params, chat_request, flag, integer, span, token_ids
 
 MAX_PROMPTS = 256
 
@@ -24,19 +24,29 @@ def parse(
     body: Mapping[str, Any], rules: Rules, *, request_id: str, created: int
 ) -> tuple[ChatRequest, CompletionReply]:
     """Read a completions body; `created` is in seconds since 1970. Raises ApiError."""
-    if body.get("suffix"):
-        raise invalid("suffix is not supported by this model", "suffix")
+    _refuse_unsupported(body)
     prompts = _prompts(body.get("prompt"), rules)
-    logprobs = span(body, "logprobs", 0, 5)
-    echoed = _echoed(body, prompts, logprobs)
+    logprobs, echo = span(body, "logprobs", 0, 5), bool(flag(body, "echo"))
     stream, model = bool(flag(body, "stream")), body["model"]
     # A raw continuation neither reasons nor calls tools, whatever the model does in a conversation.
     plain = replace(rules, thinking=False)
     params = {name: value for name, value in body.items() if name not in ("tools", "tool_choice")}
+    silent = echo and params.get("max_tokens") == 0 and params["max_tokens"] is not False
+    if silent:
+        del params["max_tokens"]
     asked = chat_request(model, prompts, params, plain, stream=stream, logprobs=logprobs)
-    return asked, CompletionReply(
-        request_id, model, created, usage_wanted(body), logprobs is not None, echoed, asked.sampling.n
-    )
+    if echo:
+        sampling = replace(asked.sampling, prompt_logprobs=logprobs)
+        asked = replace(asked, sampling=sampling, echo=True, silent=silent)
+    return asked, CompletionReply(request_id, model, created, usage_wanted(body), logprobs is not None)
+
+
+def _refuse_unsupported(body: Params) -> None:
+    if body.get("suffix"):
+        raise invalid("suffix is not supported: this model only continues its prompt, leave it out", "suffix")
+    best_of = integer(body, "best_of", 1, 4, "Range of best_of should be [1, 4]")
+    if best_of is not None and best_of != (body.get("n") or 1):
+        raise invalid("best_of is not supported: leave it out, and use n for several answers", "best_of")
 
 
 def _prompts(raw: Any, rules: Rules) -> tuple[Prompt, ...]:
@@ -56,41 +66,35 @@ def _prompts(raw: Any, rules: Rules) -> tuple[Prompt, ...]:
     raise invalid(f"'prompt' must be {words}", "prompt")
 
 
-def _echoed(body: Params, prompts: tuple[Prompt, ...], logprobs: int | None) -> tuple[str, ...]:
-    """The texts that go before the answers."""
-    if not flag(body, "echo"):
-        return ()
-    if logprobs is not None or not all(isinstance(prompt, str) for prompt in prompts):
-        raise invalid("echo is not yet supported with logprobs or token ids", "echo")
-    return tuple(str(prompt) for prompt in prompts)
-
-
 @dataclass(frozen=True)
 class CompletionReply:
-    """`echoed` holds the prompts to repeat before their answers, or nothing; `n` is the answers per
-    prompt."""
+    """`logprobs`: they are told, those of an echoed prompt before the answer's."""
 
     request_id: str
     model: str
     created: int
     include_usage: bool = False
     logprobs: bool = False
-    echoed: tuple[str, ...] = ()
-    n: int = 1
 
     def body(self, answer: Answer) -> dict[str, Any]:
         choices = [
-            self._choice(index, self._echo(index) + choice.content, choice.logprobs, 0, choice.finish)
+            self._choice(
+                index, echo.text + choice.content, [*echo.logprobs, *choice.logprobs], 0, choice.finish
+            )
             | written(choice.facts)
             for index, choice in answer.ordered()
+            for echo in [choice.echo or Echo("")]
         ]
         return self._envelope(choices) | {"usage": usage_counts(answer.usage)}
 
     def frames(self, event: ChatEvent, answer: Answer) -> bytes:
         choice = answer.choices[event.index]
-        text = self._echo(event.index) if choice.events == 1 else ""
-        offset = len(choice.content) - len(event.content)
-        piece = self._choice(event.index, text + event.content, event.logprobs, offset, event.finish)
+        if event.echo is not None:
+            piece = self._choice(event.index, event.echo.text, event.echo.logprobs, 0, None)
+        else:
+            echoed = len(choice.echo.text) if choice.echo is not None else 0
+            offset = echoed + len(choice.content) - len(event.content)
+            piece = self._choice(event.index, event.content, event.logprobs, offset, event.finish)
         chunk = self._envelope([piece | written(event.facts)])
         if self.include_usage:
             chunk["usage"] = None
@@ -103,9 +107,6 @@ class CompletionReply:
 
     def failure(self, error: ApiError, answer: Answer) -> bytes:
         return compat_frame(compat_body(error, self.request_id))
-
-    def _echo(self, index: int) -> str:
-        return self.echoed[index // self.n] if self.echoed else ""
 
     def _choice(
         self, index: int, text: str, tokens: Sequence[Logprob], offset: int, finish: str | None
@@ -133,6 +134,16 @@ def _logprobs(tokens: Sequence[Logprob], offset: int) -> dict[str, Any]:
     return {
         "tokens": [each.token for each in tokens],
         "token_logprobs": [each.logprob for each in tokens],
-        "top_logprobs": [{other.token: other.logprob for other in each.top} for each in tokens],
+        "top_logprobs": [_top(each) for each in tokens],
         "text_offset": offsets,
     }
+
+
+def _top(token: Logprob) -> dict[str, float | None] | None:
+    """The likeliest by text, best first; of tokens that show the same text the best counts."""
+    if token.logprob is None:
+        return None
+    found: dict[str, float | None] = {}
+    for other in token.top:
+        found.setdefault(other.token, other.logprob)
+    return found

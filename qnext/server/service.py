@@ -84,14 +84,14 @@ class Service:
 
     async def tokenize(self, name: str, prompt: Prompt) -> list[tuple[int, str]]:
         """The tokens the engine would see, as ids and texts."""
-        served = self.find(name)
+        ids, tokenizer = await self.encode(name, prompt), self.find(name).chat.tokenizer
+        return [(token, tokenizer.token_bytes(token).decode("utf-8", "replace")) for token in ids]
 
-        def work() -> list[tuple[int, str]]:
-            tokenizer = served.chat.tokenizer
-            ids = _encode(served, prompt, ()).ids
-            return [(token, tokenizer.token_bytes(token).decode("utf-8", "replace")) for token in ids]
-
-        return await asyncio.to_thread(work)
+    async def encode(
+        self, name: str, prompt: Prompt, tools: Sequence[dict[str, object]] = (), *, open_turn: bool = True
+    ) -> tuple[int, ...]:
+        """The ids the engine would see; with `open_turn` a conversation ends where the next answer begins."""
+        return (await asyncio.to_thread(_encode, self.find(name), prompt, tools, open_turn)).ids
 
     async def answer(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """The events of all choices as they come. Before the first: ApiError when a prompt is too long, the
@@ -152,6 +152,7 @@ class Service:
                 sampling,
                 n=1,
                 stop=(),
+                max_tokens=1 if request.silent else sampling.max_tokens,
                 seed=((sampling.seed or 0) + j) % (MAX_SEED + 1),
                 max_total_tokens=longest,
             ),
@@ -184,23 +185,37 @@ class Service:
             parser,
             chat.tokenizer,
             tally,
-            prompt_length=len(prompt.ids),
             leads=j == 0,
+            echo=_echo(served, request, index // sampling.n) if request.echo else None,
+            silent=request.silent,
             facts=request.facts or request.routed_experts,
         )
 
 
-def _encode(served: Served, prompt: Prompt, tools: Sequence[dict[str, object]]) -> text.Prompt:
+def _encode(
+    served: Served, prompt: Prompt, tools: Sequence[dict[str, object]], open_turn: bool = True
+) -> text.Prompt:
     match prompt:
         case Conversation(messages):
             try:
-                return served.chat.encode(messages, tools or None)
+                return served.chat.encode(messages, tools or None, add_generation_prompt=open_turn)
             except ValueError as error:
                 raise invalid(str(error), "messages") from None
         case str():
             return served.chat.encode_text(prompt)
         case _:
             return text.Prompt(prompt, raw=True)
+
+
+def _echo(served: Served, request: ChatRequest, number: int) -> str:
+    """The text of a prompt, as it was given or as its token ids spell it, control tokens included."""
+    match request.prompts[number]:
+        case str(text):
+            return text
+        case Conversation():
+            raise AssertionError("a conversation has no echo")
+        case ids:
+            return served.chat.tokenizer.decode(ids, skip_control=False)
 
 
 def _longest(sampling: SamplingParams, chat: text.Chat) -> int | None:

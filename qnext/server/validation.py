@@ -75,7 +75,7 @@ def chat_request(
     """What all dialects share: sampling, stops, tools, thinking, the form of the answer, `priority` (lower
     goes first), `return_facts`, `return_routed_experts`. `logprobs` is None or a number of alternatives."""
     _thinking(params, rules, stream)
-    tools, parallel = _tools(params), bool(flag(params, "parallel_tool_calls"))
+    tools, parallel = tools_on_offer(params), bool(flag(params, "parallel_tool_calls"))
     grammar = _grammar(params, prompts, tools, parallel)
     stops, stop_ids, stop_sequences = _stops(params, rules)
     n = span(params, "n", 1, 4) or 1
@@ -216,7 +216,7 @@ def _grammar(
         raise invalid(str(error), error.where) from None
 
 
-def _tools(params: Params) -> tuple[dict[str, Any], ...]:
+def tools_on_offer(params: Params) -> tuple[dict[str, Any], ...]:
     """The tools on offer: none when `tool_choice` is "none"."""
     tools = params.get("tools")
     if tools is None:

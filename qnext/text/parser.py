@@ -72,6 +72,11 @@ class OutputParser:
         self.reasoning_tokens = 0
         self.calls = 0
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended the answer, if one did."""
+        return self._stops.found if self._stops.matched else None
+
     def feed(self, ids: Iterable[int]) -> list[Event]:
         """Take the next ids of the answer; once `stopped`, they are ignored."""
         for token_id in ids:

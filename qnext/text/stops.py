@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 
 class StopMatcher:
-    """`matched` turns True when a stop string is complete: the one that ends first, of those the longest."""
+    """`matched` turns True when a stop string is complete: the one that ends first, of those the longest;
+    `found` is that string."""
 
     def __init__(self, stops: Iterable[str]) -> None:
         self._stops = [(stop, _borders(stop)) for stop in sorted(set(stops), key=len, reverse=True)]
@@ -19,7 +20,7 @@ class StopMatcher:
             raise ValueError("stop holds an empty text: leave it out")
         self._lengths = [0] * len(self._stops)  # how much of each stop string the text so far ends with
         self._held = ""
-        self.matched = False
+        self.matched, self.found = False, ""
 
     def feed(self, text: str) -> str:
         """Add text; returns what is certain not to belong to a stop string. After a match: nothing."""
@@ -35,7 +36,7 @@ class StopMatcher:
                     length = borders[length - 1]
                 self._lengths[n] = length = length + (stop[length] == char)
                 if length == len(stop):
-                    self.matched, self._held = True, ""
+                    self.matched, self.found, self._held = True, stop, ""
                     return whole[: i - length]
         cut = len(whole) - max(self._lengths)
         self._held = whole[cut:]

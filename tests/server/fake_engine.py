@@ -111,10 +111,12 @@ def outputs(request: Request, ids: Sequence[int], pieces: int = 1, cached: int =
             reason = "length"
         if reason:
             break
+    reports = prompt_reports(request)
     made = [
         Output(tuple(kept[i : i + pieces]), _logprobs(request, kept[i : i + pieces]), cached_tokens=cached)
         for i in range(0, len(kept), pieces)
     ]
+    made[0] = made[0]._replace(prompt_logprobs=reports)
     return [
         *made[:-1],
         made[-1]._replace(finish_reason=reason or "length", facts=facts_of(request, kept, cached)),
@@ -127,6 +129,17 @@ def facts_of(request: Request, answer: Sequence[int], cached: int) -> Facts:
     if request.routed_experts:
         experts = np.arange(4 * (len(request.prompt) + len(answer) - 1)).reshape(-1, 2, 2) % 7
     return Facts(0.25, 0.5, 1.5, cached, len(request.prompt) + len(answer) - 1, 9, 6, 0, experts)
+
+
+def prompt_reports(request: Request) -> tuple[TokenLogprob, ...]:
+    """Of the prompt's token `i`: -i / 8, and as many others as are wanted, likelier and unlikelier."""
+    wanted = request.sampling.prompt_logprobs
+    if wanted is None:
+        return ()
+    return tuple(
+        TokenLogprob(token, -i / 8, tuple((token + k, (1 - k - i) / 8) for k in range(wanted)))
+        for i, token in enumerate(request.prompt[1:], 1)
+    )
 
 
 def _logprobs(request: Request, ids: Sequence[int]) -> tuple[TokenLogprob, ...]:

@@ -9,7 +9,7 @@ import pytest
 
 from qnext.server import openai, openai_completions
 from qnext.server.errors import ApiError
-from qnext.server.exchange import Answer, Logprob
+from qnext.server.exchange import Answer, Echo, Logprob
 from qnext.server.openai import ChatReply
 from qnext.server.openai_completions import CompletionReply
 
@@ -114,16 +114,20 @@ def complete(**body: Any) -> Any:
 
 def test_completion_chunks() -> None:
     token = Logprob("Yes", b"Yes", -0.5)
-    reply = CompletionReply("r", "m", 5, logprobs=True, echoed=("P", "Q"), n=2)
+    reply = CompletionReply("r", "m", 5, logprobs=True)
+    first, second = Logprob("Q", b"Q", None), Logprob("!", b"!", -1.0, (Logprob("?", b"?", -0.25),))
     told = chunks(
         reply,
+        event(2, echo=Echo("Q!", (first, second))),
         event(2, content="Yes", logprobs=(token,)),
         event(2, content="!", logprobs=(token, token)),
         event(2, finish="stop"),
     )
-    assert [chunk["choices"][0]["text"] for chunk in told] == ["QYes", "!", ""]
+    assert [chunk["choices"][0]["text"] for chunk in told] == ["Q!", "Yes", "!", ""]
     assert told[0]["object"] == "text_completion" and told[0]["id"] == "cmpl-r"
-    assert [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in told] == [[0], [3, 6], []]
+    assert [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in told] == [[0, 1], [2], [5, 8], []]
+    assert told[0]["choices"][0]["logprobs"]["token_logprobs"] == [None, -1.0]
+    assert told[0]["choices"][0]["logprobs"]["top_logprobs"] == [None, {"?": -0.25}]
     assert (
         told[-1]["choices"][0]["finish_reason"] == "stop" and told[0]["choices"][0]["finish_reason"] is None
     )
@@ -146,11 +150,22 @@ def test_completion_wishes() -> None:
     for wrong in (
         {"suffix": "x"},
         {"echo": 1},
-        {"echo": True, "logprobs": 1},
+        {"max_tokens": 0},
+        {"max_tokens": False, "echo": True},
+        {"best_of": 2},
+        {"best_of": 5, "n": 5},
+        {"best_of": "1"},
         {"logprobs": 6},
         {"logprobs": True},
     ):
         with pytest.raises(ApiError):
             complete(prompt="a", **wrong)
-    with pytest.raises(ApiError):
-        complete(prompt=[1], echo=True)
+    assert complete(prompt="a", n=2, best_of=2)[0].sampling.n == 2
+
+
+def test_echo_wishes() -> None:
+    asked, reply = complete(prompt=[1], echo=True, logprobs=3, max_tokens=0)
+    assert asked.echo and asked.silent and reply.logprobs and asked.sampling.prompt_logprobs == 3
+    asked, reply = complete(prompt=[1], echo=True)
+    assert asked.echo and not asked.silent and not reply.logprobs and asked.sampling.prompt_logprobs is None
+    assert complete(prompt="a", logprobs=3)[0].sampling.prompt_logprobs is None
