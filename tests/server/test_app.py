@@ -246,7 +246,7 @@ def test_lone_surrogates_in_messages_are_harmless(http: httpx.Client) -> None:
 
 
 def test_unknown_urls_and_methods(live: Live) -> None:
-    answer = httpx.post(live.url + "/api/v1/services/aigc/multimodal-generation/generation")
+    answer = httpx.post(live.url + "/api/v1/services/aigc/no-such-task/generation")
     assert answer.status_code == 404
     assert answer.json() == {
         "code": "InvalidURL",
