@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -61,6 +61,7 @@ def _device(name: str) -> str:
 
 def serve(options: Options) -> None:
     """Load the models, make the first key, print what to do next, serve until stopped."""
+    from .server.admission import Admission
     from .server.app import create_app
     from .server.keys import Keys
     from .server.run import check_port, serve
@@ -73,15 +74,16 @@ def serve(options: Options) -> None:
     given = {name: getattr(options, name) for name in ("host", "port") if getattr(options, name) is not None}
     settings = replace(settings, **given)
     check_port(settings.host, settings.port)
-    keys = Keys(open_store(settings.home))
+    store = open_store(settings.home)
+    keys, admission = Keys(store), Admission(store, settings)
     console = _console()
-    with ExitStack() as engines:
+    with closing(admission), ExitStack() as engines:
         models = {}
         for name, path in _named_models(options.models).items():
             models[name] = _load(name, path, options, engines)
         lowered = {name.lower(): name for name in models if name.lower() != name}
         settings = replace(settings, aliases={**settings.aliases, **lowered})
-        app = create_app(Service(models, settings), keys, settings)
+        app = create_app(Service(models, settings), keys, admission, settings)
         console.print(f"[bold]qnext {VERSION}[/]", end=" ")
         greet(console, settings, list(models), keys.first())
         serve(app, settings.host, settings.port)

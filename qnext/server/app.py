@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from .admission import Admission
 from .compat_routes import CompatRoutes
 from .envelope import Envelope, error_response, request_id
 from .errors import ApiError, internal
@@ -25,13 +26,14 @@ from .settings import Settings
 from .vllm_routes import VllmRoutes
 
 
-def create_app(service: Service, keys: Keys, settings: Settings) -> FastAPI:
-    """The ASGI application that serves the models of `service` to the holders of `keys`."""
+def create_app(service: Service, keys: Keys, admission: Admission, settings: Settings) -> FastAPI:
+    """The ASGI application that serves the models of `service` to the holders of `keys`, as far as
+    `admission` lets them."""
     app = FastAPI(title="qnext", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.add_middleware(Envelope)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
-    gate = Gate(service, keys, settings)
+    gate = Gate(service, keys, admission, settings)
     app.router.routes += [
         Route("/healthz", _health, methods=["GET"]),
         Route("/metrics", _Metrics(service).page, methods=["GET"]),

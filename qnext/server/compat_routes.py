@@ -43,7 +43,7 @@ class CompatRoutes:
         return await self._answer(request, openai_completions.parse)
 
     async def _answer(self, request: Request, parse: Callable[..., tuple[ChatRequest, Reply]]) -> Response:
-        key = self._gate.key(request)
+        key = await self._gate.admit(request)
         body = await self._gate.body(request)
         rules = self._gate.service.rules(model_name(body, openai.NO_MODEL))
         asked, reply = parse(body, rules, request_id=request_id(request), created=int(time.time()))

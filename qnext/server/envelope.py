@@ -25,6 +25,12 @@ def request_id(request: Request) -> str:
     return str(request.scope["qnext.request_id"])
 
 
+def response_headers(request: Request) -> dict[str, str]:
+    """Headers that the answer to a request gets beside its own, also when it is an error; to be added to."""
+    found: dict[str, str] = request.scope["qnext.headers"]
+    return found
+
+
 def is_native(path: str) -> bool:
     """Which dialect speaks at a path, for errors as well: native below /api, and at its path below other
     bases."""
@@ -46,14 +52,16 @@ class Envelope:
             return
         name = str(uuid.uuid4())
         path = re.sub("/{2,}", "/", scope["path"]).rstrip("/") or "/"
-        scope = {**scope, "qnext.request_id": name, "path": path, "raw_path": path.encode("utf-8", "replace")}
+        headers: dict[str, str] = {}
+        scope = {**scope, "path": path, "raw_path": path.encode("utf-8", "replace")}
+        scope |= {"qnext.request_id": name, "qnext.headers": headers}
         started = False
 
         async def send_named(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message)["X-Request-ID"] = name
+                MutableHeaders(scope=message).update({"X-Request-ID": name, **headers})
             await send(message)
 
         try:

@@ -15,12 +15,21 @@ Kind = Literal[
     "parameter",
     "unsupported",
     "too_large",
+    "requests",
+    "tokens",
+    "concurrency",
+    "arrears",
+    "free_tier",
     "internal",
     "timeout",
     "capacity",
     "url",
     "method",
 ]
+# Those that say: not now, or not for you, though nothing is wrong with the request.
+REFUSALS: frozenset[Kind] = frozenset(
+    ("requests", "tokens", "concurrency", "arrears", "free_tier", "capacity")
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class _Row:
     native: str
     compat: str
     type: str = "invalid_request_error"
+    number: int | None = None
 
 
 _TABLE: dict[Kind, _Row] = {
@@ -37,6 +47,13 @@ _TABLE: dict[Kind, _Row] = {
     "parameter": _Row(400, "InvalidParameter", "invalid_parameter_error"),
     "unsupported": _Row(400, "UnsupportedOperation", "unsupported_operation"),
     "too_large": _Row(413, "BadRequest.TooLarge", "request_too_large"),
+    "requests": _Row(429, "Throttling.RateQuota", "limit_requests", "limit_requests"),
+    "tokens": _Row(429, "Throttling.AllocationQuota", "insufficient_quota", "insufficient_quota"),
+    "concurrency": _Row(429, "Throttling.Concurrency", "limit_concurrency", "limit_concurrency"),
+    "arrears": _Row(400, "Arrearage", "Arrearage", "Arrearage", number=10402),
+    "free_tier": _Row(
+        403, "AllocationQuota.FreeTierOnly", "AllocationQuota.FreeTierOnly", "AllocationQuota.FreeTierOnly"
+    ),
     "internal": _Row(500, "InternalError", "internal_error", "internal_error"),
     "timeout": _Row(408, "RequestTimeOut", "RequestTimeOut", "RequestTimeOut"),
     "capacity": _Row(503, "ModelServingError", "model_serving_error", "model_serving_error"),
@@ -48,7 +65,8 @@ _TABLE: dict[Kind, _Row] = {
 class ApiError(Exception):
     """`message` is what native clients read; `compat`, when given, is what OpenAI clients read instead.
 
-    `param` names the parameter at fault; `retry_after` is in seconds.
+    `param` names the parameter at fault; `retry_after` is in seconds; `retry` False tells SDKs that the same
+    request would be refused again.
     """
 
     def __init__(
@@ -59,6 +77,7 @@ class ApiError(Exception):
         compat: str | None = None,
         param: str | None = None,
         retry_after: int | None = None,
+        retry: bool = True,
     ) -> None:
         super().__init__(message)
         self.kind: Kind = kind
@@ -66,6 +85,7 @@ class ApiError(Exception):
         self.compat = compat or message
         self.param = param
         self.retry_after = retry_after
+        self.retry = retry
 
     @property
     def status(self) -> int:
@@ -73,17 +93,23 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return found if self.retry else found | {"x-should-retry": "false"}
 
 
 def native_body(error: ApiError, request_id: str) -> dict[str, Any]:
-    return {"code": _TABLE[error.kind].native, "message": error.message, "request_id": request_id}
+    row = _TABLE[error.kind]
+    return {"code": row.native, "message": error.message, "request_id": request_id} | _numbered(row)
 
 
 def compat_body(error: ApiError, request_id: str) -> dict[str, Any]:
     row = _TABLE[error.kind]
     inner = {"message": error.compat, "type": row.type, "param": error.param, "code": row.compat}
-    return {"error": inner, "request_id": request_id}
+    return {"error": inner | _numbered(row), "request_id": request_id}
+
+
+def _numbered(row: _Row) -> dict[str, Any]:
+    return {} if row.number is None else {"error_code": row.number}
 
 
 def bad_key(base_url: str) -> ApiError:
@@ -123,3 +149,36 @@ def timed_out() -> ApiError:
 
 def at_capacity(message: str) -> ApiError:
     return ApiError("capacity", message, retry_after=1)
+
+
+def too_many_requests(limit: int, retry_after: int) -> ApiError:
+    words = f"Requests rate limit exceeded, please try again later. This key may ask {limit} times a minute."
+    return ApiError("requests", words, retry_after=retry_after)
+
+
+def too_many_tokens(more: str, retry_after: int, *, retry: bool = True) -> ApiError:
+    """`more` says what was asked, and what could be."""
+    words = f"Allocated quota exceeded, please increase your quota limit. {more}"
+    return ApiError("tokens", words, retry_after=retry_after, retry=retry)
+
+
+def too_many_at_once(limit: int) -> ApiError:
+    words = f"Concurrency limit exceeded, please try again later. This key may have {limit} answers at once."
+    return ApiError("concurrency", words, retry_after=1)
+
+
+def in_arrears() -> ApiError:
+    """The number 10402 is what some clients know for an insufficient balance."""
+    return ApiError("arrears", "Access denied, please make sure your account is in good standing.")
+
+
+def free_tier_used(model: str) -> ApiError:
+    words = (
+        "The free tier of the model has been exhausted. If you wish to continue access the model on a paid"
+    )
+    return ApiError("free_tier", f"{words} basis, please add a balance to the key. The model is {model}.")
+
+
+def stopping(seconds: int) -> ApiError:
+    """`seconds` until another server may be there."""
+    return ApiError("capacity", "The server is shutting down, please try again later.", retry_after=seconds)

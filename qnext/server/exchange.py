@@ -76,6 +76,17 @@ class Rules:
 
 
 @dataclass(frozen=True)
+class Demand:
+    """The most a request can use, in tokens: its prompts, and each of its answers. `fixed`: the request
+    itself said how long an answer may be. `model` is the name of the checkpoint."""
+
+    model: str
+    prompt: int
+    outputs: tuple[int, ...]
+    fixed: bool
+
+
+@dataclass(frozen=True)
 class Usage:
     """Token counts. `output` includes `reasoning` and tags; `cached` is part of `input`."""
 

@@ -1,8 +1,9 @@
 """The gate: what every request passes before its endpoint sees it, and how its answer is sent.
 
-Made by `app`, used by the routes. Invariant: key, then size, then JSON, then what the endpoint checks, then
-the engine; status 200 is sent only when the engine has accepted, so that errors before the first token are
-plain HTTP errors.
+Made by `app`, used by the routes. Invariants: key, then account and request rate, then size, then JSON, then
+what the endpoint checks, then token rate and quota, then the engine; status 200 is sent only when the engine
+has accepted, so that errors before the first token are plain HTTP errors; what is reserved for a request is
+settled when it ends, however it ends.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, NoReturn
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .envelope import is_native
-from .errors import ApiError, bad_body, bad_key, internal, invalid
-from .exchange import Answer, ChatEvent, ChatRequest, Reply
+from .admission import Admission
+from .envelope import is_native, request_id, response_headers
+from .errors import REFUSALS, ApiError, bad_body, bad_key, internal, invalid
+from .exchange import Answer, ChatEvent, ChatRequest, Reply, Usage
 from .keys import Key, Keys
+from .ledger import Status
 from .service import Service
 from .settings import Settings
-from .sse import KEEP_ALIVE, EventStream, dump, while_connected
+from .sse import KEEP_ALIVE, ClientGone, EventStream, dump, while_connected
 
 COMPAT_BASES = ("/compatible-mode/v1", "/v1")
 NATIVE_BASE = "/api/v1"
@@ -34,9 +37,16 @@ _LOG = logging.getLogger("qnext.server")
 class Gate:
     """One server's models, keys and settings, and the way in and out that its endpoints share."""
 
-    def __init__(self, service: Service, keys: Keys, settings: Settings) -> None:
+    def __init__(self, service: Service, keys: Keys, admission: Admission, settings: Settings) -> None:
         self.service, self.settings = service, settings
-        self._keys = keys
+        self._keys, self._admission = keys, admission
+
+    async def admit(self, request: Request) -> Key:
+        """Who asks for tokens to be computed, counted against the key's limits: before the body is read.
+        Raises ApiError for a key that is none, an unpaid account, and one request too many."""
+        key = self.key(request)
+        response_headers(request).update(await self._admission.request(key))
+        return key
 
     def key(self, request: Request) -> Key:
         """Who asks: `Authorization: Bearer` decides, `X-DashScope-API-Key` is heard only without it. Raises
@@ -69,9 +79,8 @@ class Gate:
         return await asyncio.to_thread(_load, raw) if large else _load(raw)
 
     async def respond(self, request: Request, key: Key, asked: ChatRequest, reply: Reply) -> Response:
-        """Ask the engine; answer whole, or as a stream from the first event on. Prompts are remembered for
-        their own key alone: how soon an answer comes tells nothing of what others have asked."""
-        events = self.service.answer(replace(asked, salt=str(key.id)))
+        """Ask the engine; answer whole, or as a stream from the first event on."""
+        events = self.answer(key, asked, request_id(request), response_headers(request))
         if not asked.stream:
             answer = await while_connected(request.receive, gather(events))
             return json_response(reply.body(answer))
@@ -82,10 +91,46 @@ class Gate:
             await while_connected(request.receive, asyncio.wait({first}, timeout=silence))
         except BaseException:
             first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            with suppress(ClientGone, StopAsyncIteration):
+                await events.athrow(ClientGone())
             raise
         if first.done():
             first.result()
         return EventStream(_frames(first, events, reply), silence)
+
+    async def answer(
+        self, key: Key, asked: ChatRequest, request_id: str, headers: dict[str, str] | None = None
+    ) -> AsyncGenerator[ChatEvent, None]:
+        """The events of an answer that the key pays for; every endpoint that computes tokens gets them here.
+        Raises ApiError, before the first event also when the limits refuse. `headers` are given what is left
+        of the limits. Prompts are remembered for their own key alone: how soon an answer comes tells nothing
+        of what others have asked.
+
+        A stream that is closed early is settled up to the last event that was taken, or, if ClientGone is
+        thrown in, up to the one before; an answer that is not streamed is told whole or not at all.
+        """
+        ticket = self._admission.ticket(key, request_id, headers)
+        told, before = Usage(), Usage()
+        status: Status = "cancelled"
+        events = self.service.answer(replace(asked, salt=str(key.id)), ticket.take)
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    before, told = told, event.usage
+                    yield event
+            status = "ok"
+        except ClientGone:
+            told = before
+            raise
+        except ApiError as error:
+            status = "refused" if error.kind in REFUSALS else "failed"
+            raise
+        except Exception:
+            status = "failed"
+            raise
+        finally:
+            ticket.settle(told if asked.stream or status == "ok" else Usage(), status)
 
 
 def model_name(body: dict[str, Any], missing: str) -> str:

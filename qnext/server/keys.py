@@ -1,8 +1,8 @@
-"""API keys: made once, shown once, kept only as a hash.
+"""API keys: made once, shown once, kept only as a hash; each with the limits that were set for it.
 
-Called by `app` (verify) and `cli` (create, list, revoke, first start). Invariant: the secret itself is never
-stored; SHA-256 is enough for it because it is random, not a password. A revoked key is refused from the next
-request on.
+Called by `gate` (verify) and `cli` (create, set, show, list, revoke, first start). Invariant: the secret
+itself is never stored; SHA-256 is enough for it because it is random, not a password. A revoked key is
+refused from the next request on.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Column, Engine, Float, Integer, String, Table, func, insert, select, update
+from sqlalchemy import BigInteger, Column, Engine, Float, Integer, String, Table, func, insert, select, update
 
+from .prices import MOST
+from .settings import LIMITS
 from .store import METADATA
 
-_KEYS = Table(
+UNLIMITED = -1
+KEYS = Table(
     "keys",
     METADATA,
     Column("id", Integer, primary_key=True),
@@ -25,19 +29,33 @@ _KEYS = Table(
     Column("last4", String(4), nullable=False),
     Column("created", Float, nullable=False),
     Column("revoked", Float),
+    Column("rpm", Integer),
+    Column("tpm", BigInteger),
+    Column("concurrency", Integer),
+    Column("free_tokens", BigInteger),
+    Column("balance", BigInteger),
 )
-_SHOWN = (_KEYS.c.id, _KEYS.c.name, _KEYS.c.last4, _KEYS.c.created, _KEYS.c.revoked)
+_SHOWN = tuple(column for column in KEYS.columns if column.name != "digest")
 
 
 @dataclass(frozen=True)
 class Key:
-    """What may be shown of a key. Times are seconds since 1970; `revoked` is None while the key works."""
+    """What may be shown of a key. Times are seconds since 1970; `revoked` is None while the key works.
+
+    `rpm`, `tpm`, `concurrency` and `free_tokens` are what the settings call so: None leaves it to them,
+    `UNLIMITED` is no limit. `balance` is prepaid money in the units of `prices`, None where nothing is paid.
+    """
 
     id: int
     name: str
     last4: str
     created: float
     revoked: float | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+    free_tokens: int | None = None
+    balance: int | None = None
 
 
 class Keys:
@@ -46,28 +64,50 @@ class Keys:
     def __init__(self, store: Engine) -> None:
         self._store = store
 
-    def create(self, name: str = "default") -> tuple[Key, str]:
-        """A new key and its secret `sk-` + 32 hex digits, which is not kept."""
+    def create(self, name: str = "default", **limits: int | None) -> tuple[Key, str]:
+        """A new key with `limits`, and its secret `sk-` + 32 hex digits, which is not kept. Raises ValueError
+        for a limit that is none."""
         secret = "sk-" + secrets.token_hex(16)
         row = {"name": name, "digest": _digest(secret), "last4": secret[-4:], "created": time.time()}
+        row |= _sound(limits)
         with self._store.begin() as connection:
-            result = connection.execute(insert(_KEYS).values(row).returning(*_SHOWN))
+            result = connection.execute(insert(KEYS).values(row).returning(*_SHOWN))
             return Key(*result.one()), secret
 
     def first(self) -> str | None:
         """At the first start, when there has never been a key: makes one and returns its secret."""
         with self._store.connect() as connection:
-            count = connection.execute(select(func.count()).select_from(_KEYS)).scalar_one()
+            count = connection.execute(select(func.count()).select_from(KEYS)).scalar_one()
         return None if count else self.create("first")[1]
 
     def all(self) -> list[Key]:
         """Every key, oldest first, revoked ones included."""
         with self._store.connect() as connection:
-            return [Key(*row) for row in connection.execute(select(*_SHOWN).order_by(_KEYS.c.id))]
+            return [Key(*row) for row in connection.execute(select(*_SHOWN).order_by(KEYS.c.id))]
+
+    def find(self, key_id: int) -> Key:
+        """Raises ValueError when there is no such key."""
+        with self._store.connect() as connection:
+            row = connection.execute(select(*_SHOWN).where(KEYS.c.id == key_id)).one_or_none()
+        if row is None:
+            raise ValueError(f"key {key_id}: no key has this id; `qnext keys list` shows them")
+        return Key(*row)
+
+    def change(self, key_id: int, top_up: int = 0, **limits: int | None) -> Key:
+        """Sets `limits` of a key, and adds `top_up` to its balance, in one step that no running request
+        disturbs. They hold from the next request on. Raises ValueError for a key or a limit that is none."""
+        values: dict[str, object] = {**_sound(limits)}
+        if top_up:
+            values["balance"] = func.coalesce(KEYS.c.balance, 0) + top_up
+        self.find(key_id)
+        if values:
+            with self._store.begin() as connection:
+                connection.execute(update(KEYS).where(KEYS.c.id == key_id).values(values))
+        return self.find(key_id)
 
     def revoke(self, key_id: int) -> Key:
         """Ends a key. Raises ValueError when there is no such key or it has been revoked already."""
-        change = update(_KEYS).where(_KEYS.c.id == key_id, _KEYS.c.revoked.is_(None))
+        change = update(KEYS).where(KEYS.c.id == key_id, KEYS.c.revoked.is_(None))
         with self._store.begin() as connection:
             row = connection.execute(change.values(revoked=time.time()).returning(*_SHOWN)).one_or_none()
         if row is None:
@@ -76,10 +116,23 @@ class Keys:
 
     def verify(self, secret: str) -> Key | None:
         """The working key with this secret, if any."""
-        wanted = select(*_SHOWN).where(_KEYS.c.digest == _digest(secret), _KEYS.c.revoked.is_(None))
+        wanted = select(*_SHOWN).where(KEYS.c.digest == _digest(secret), KEYS.c.revoked.is_(None))
         with self._store.connect() as connection:
             row = connection.execute(wanted).one_or_none()
         return None if row is None else Key(*row)
+
+
+def _sound(limits: Mapping[str, int | None]) -> dict[str, int | None]:
+    """Raises ValueError for a limit of no known name, or out of its range."""
+    for name, value in limits.items():
+        if name not in (*LIMITS, "balance"):
+            raise ValueError(f"{name}: a key has no such limit")
+        least = 0 if name in ("free_tokens", "balance") else 1
+        if value is None or (value == UNLIMITED and name in LIMITS):
+            continue
+        if not least <= value <= MOST:
+            raise ValueError(f"{name} is {value}: give {least} or more")
+    return dict(limits)
 
 
 def _digest(secret: str) -> str:

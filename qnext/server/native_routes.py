@@ -32,7 +32,7 @@ class NativeRoutes:
         ]
 
     async def generation(self, request: Request) -> Response:
-        key = self._gate.key(request)
+        key = await self._gate.admit(request)
         _check_headers(request)
         body = await self._gate.body(request)
         name = model_name(body, dashscope.NO_MODEL)

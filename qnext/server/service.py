@@ -7,12 +7,12 @@ thread, never on the event loop; whoever closes the events aborts every stream t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from qnext.engine.request import MAX_SEED, Grammar, Reasoning, Request, SamplingParams
+from qnext.engine.request import MAX_SEED, Grammar, Reasoning, Request
 from qnext.engine.stats import Stats
 from qnext.engine.stream import Stream
 from qnext.text import chat as text
@@ -20,9 +20,11 @@ from qnext.text.grammar import GrammarError
 
 from .choice import Choice, Tally
 from .errors import at_capacity, invalid, no_model, too_long
-from .exchange import ChatEvent, ChatRequest, Conversation, Prompt, Rules
+from .exchange import ChatEvent, ChatRequest, Conversation, Demand, Prompt, Rules
+from .lengths import longest, most
 from .settings import Settings
 
+Take = Callable[[Demand], Awaitable[Sequence[int]]]
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -93,17 +95,22 @@ class Service:
         """The ids the engine would see; with `open_turn` a conversation ends where the next answer begins."""
         return (await asyncio.to_thread(_encode, self.find(name), prompt, tools, open_turn)).ids
 
-    async def answer(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
-        """The events of all choices as they come. Before the first: ApiError when a prompt is too long, the
-        engine is full or the conversation cannot be rendered; later: ApiError when the engine fails."""
+    async def answer(self, request: ChatRequest, take: Take | None = None) -> AsyncGenerator[ChatEvent, None]:
+        """The events of all choices as they come. `take` is told what the request can use at most, and gives
+        each answer's longest length, no more than that. Before the first: ApiError when a prompt is too long,
+        `take` or the engine refuses or the conversation cannot be rendered; later: ApiError when the engine
+        fails."""
         served = self.find(request.model)
         prompts, grammars = await asyncio.to_thread(self._encode_all, served, request)
         choices: list[Choice] = []
         try:
             tally = Tally(sum(len(prompt.ids) for prompt in prompts))
+            caps = None if take is None else await self._take(take, served, request, prompts, tally.input)
             for prompt, grammar in zip(prompts, grammars, strict=True):
                 for j in range(request.sampling.n):
-                    choices.append(self._start(served, request, prompt, grammar, j, len(choices), tally))
+                    index = len(choices)
+                    cap = None if caps is None else caps[index]
+                    choices.append(self._start(served, request, prompt, grammar, j, index, tally, cap))
             async with aclosing(_merge([choice.events() for choice in choices])) as events:
                 async for event in events:
                     yield event
@@ -127,6 +134,17 @@ class Service:
         except GrammarError as error:
             raise invalid(str(error), error.where) from None
 
+    async def _take(
+        self, take: Take, served: Served, request: ChatRequest, prompts: Sequence[text.Prompt], tokens: int
+    ) -> list[int | None]:
+        """The length of each answer where it is shorter than what would hold anyway."""
+        sampling, context = request.sampling, self._context(served)
+        each = [1 if request.silent else most(sampling, served.chat, prompt, context) for prompt in prompts]
+        wishes = [wish for wish in each for _ in range(sampling.n)]
+        fixed = request.silent or sampling.max_tokens is not None or sampling.max_total_tokens is not None
+        granted = await take(Demand(served.name, tokens, tuple(wishes), fixed))
+        return [given if given < wish else None for given, wish in zip(granted, wishes, strict=True)]
+
     def _context(self, served: Served) -> int:
         return min(served.context_length, self._settings.max_context or served.context_length)
 
@@ -139,13 +157,13 @@ class Service:
         j: int,
         index: int,
         tally: Tally,
+        cap: int | None,
     ) -> Choice:
-        """Hand answer `j` to `prompt` to the engine."""
+        """Hand answer `j` to `prompt` to the engine; it has at most `cap` tokens, if there is one."""
         chat, sampling = served.chat, request.sampling
-        longest = _longest(sampling, chat)
-        if longest is not None or self._settings.max_context is not None:
-            longest = min(self._context(served) - len(prompt.ids), longest or MAX_SEED)
-        closing = chat.reasoning(prompt)
+        total, room = longest(sampling, chat) if cap is None else cap, self._context(served) - len(prompt.ids)
+        if total is not None or self._settings.max_context is not None:
+            total = min(room, total or room)
         asked = Request(
             prompt.ids,
             replace(
@@ -154,10 +172,10 @@ class Service:
                 stop=(),
                 max_tokens=1 if request.silent else sampling.max_tokens,
                 seed=((sampling.seed or 0) + j) % (MAX_SEED + 1),
-                max_total_tokens=longest,
+                max_total_tokens=total,
             ),
             eos=chat.eos_token_ids,
-            reasoning=Reasoning(*closing) if closing else None,
+            reasoning=Reasoning(*closing) if (closing := chat.reasoning(prompt)) else None,
             grammar=grammar,
             boundaries=prompt.boundaries,
             cache_salt=request.salt,
@@ -216,16 +234,6 @@ def _echo(served: Served, request: ChatRequest, number: int) -> str:
             raise AssertionError("a conversation has no echo")
         case ids:
             return served.chat.tokenizer.decode(ids, skip_control=False)
-
-
-def _longest(sampling: SamplingParams, chat: text.Chat) -> int | None:
-    """Reasoning and answer together: what was asked, else, where nothing was, what the checkpoint
-    recommends; None for as much as the engine has room for."""
-    if sampling.max_total_tokens is not None:
-        return sampling.max_total_tokens
-    if sampling.max_tokens is None and "max_new_tokens" in chat.defaults:
-        return max(int(chat.defaults["max_new_tokens"]), 1)
-    return None
 
 
 async def _merge(sources: Sequence[AsyncGenerator[ChatEvent, None]]) -> AsyncGenerator[ChatEvent, None]:

@@ -15,11 +15,16 @@ from typing import Any, Literal
 
 from platformdirs import user_data_path
 
+from .prices import Price, prices
+
 HOSTED_NAMES = {
     "qwen3-next-80b-a3b-instruct": "tiny-instruct",
     "qwen3-next-80b-a3b-thinking": "tiny-thinking",
     "qwen3-next-80b-a3b-base": "tiny-base",
 }
+# What the hosted service gives every key: requests and tokens a minute, free tokens a month and model.
+HOSTED_LIMITS = {"rpm": 600, "tpm": 1_000_000, "free_tokens": 1_000_000}
+LIMITS = ("rpm", "tpm", "concurrency", "free_tokens")
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,12 @@ class Settings:
     1.5 for instruct). `max_context` caps the context of every model, in tokens. `max_output_tokens` and
     `max_thinking_tokens` are the largest values a request may ask for. `keep_alive` is the silence, in
     seconds, after which a stream gets a comment line; a request that takes longer than `request_timeout`
-    seconds (None: however long) fails. Raises ValueError naming the environment variable.
+    seconds (None: however long) fails. A stop signal lets answers finish for `drain_seconds`.
+
+    `rpm`, `tpm` (requests and tokens a minute), `concurrency` (answers at once) and `free_tokens` (a month
+    and model) hold for keys that say nothing of their own; None is no limit, or, where `limits` is "hosted",
+    what the hosted service gives. `prices` are by model. `limits_storage` is where rates are counted: memory,
+    or `redis://…` for several servers. Raises ValueError naming the environment variable.
     """
 
     host: str = "127.0.0.1"
@@ -44,19 +54,35 @@ class Settings:
     keep_alive: float = 15.0
     request_timeout: float | None = None
     thinking_non_stream: Literal["allow", "reject"] = "allow"
+    drain_seconds: float = 20.0
+    limits: Literal["off", "hosted"] = "off"
+    rpm: int | None = None
+    tpm: int | None = None
+    concurrency: int | None = None
+    free_tokens: int | None = None
+    prices: Mapping[str, Price] = field(default_factory=lambda: prices("0.15/1.2"))
+    limits_storage: str = "memory://"
 
     def __post_init__(self) -> None:
         _require(bool(self.host), "host", "an address such as 127.0.0.1", self.host)
         _require(0 <= self.port < 65536, "port", "a number from 0 to 65535", self.port)
         _require(-2 <= self.presence_penalty <= 2, "presence_penalty", "-2 to 2", self.presence_penalty)
-        for name in ("max_context", "max_output_tokens", "max_thinking_tokens", "max_body_bytes"):
+        sizes = ("max_context", "max_output_tokens", "max_thinking_tokens", "max_body_bytes")
+        for name in (*sizes, "rpm", "tpm", "concurrency"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "1 or more", value)
-        for name in ("keep_alive", "request_timeout"):
+        _require((self.free_tokens or 0) >= 0, "free_tokens", "0 or more", self.free_tokens)
+        _require(self.limits in ("off", "hosted"), "limits", "off or hosted", self.limits)
+        for name in ("keep_alive", "request_timeout", "drain_seconds"):
             value = getattr(self, name)
             _require(value is None or 0 < value < float("inf"), name, "seconds, more than 0", value)
         thinking = self.thinking_non_stream
         _require(thinking in ("allow", "reject"), "thinking_non_stream", "allow or reject", thinking)
+
+    def limit(self, name: str) -> int | None:
+        """One of `LIMITS` for a key that says nothing of its own; None for no limit."""
+        given: int | None = getattr(self, name)
+        return HOSTED_LIMITS.get(name) if given is None and self.limits == "hosted" else given
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -104,5 +130,13 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "keep_alive": (float, "a number of seconds"),
     "request_timeout": (float, "a number of seconds"),
     "thinking_non_stream": (str, "allow or reject"),
+    "drain_seconds": (float, "a number of seconds"),
+    "limits": (str, "off or hosted"),
+    "rpm": (int, "a number of requests"),
+    "tpm": (int, "a number of tokens"),
+    "concurrency": (int, "a number of answers"),
+    "free_tokens": (int, "a number of tokens"),
+    "prices": (prices, "INPUT/OUTPUT per million tokens, such as 0.15/1.2, or MODEL=INPUT/OUTPUT pairs"),
+    "limits_storage": (str, "memory:// or redis://HOST:PORT"),
 }
 assert set(_READERS) == {spec.name for spec in fields(Settings)}

@@ -1,7 +1,7 @@
 """The store: one SQLite file under the server's home, reached through SQLAlchemy.
 
-Opened by `cli` and by tests, used by `keys`. Invariant: readers never wait for a writer (WAL), and the file
-and its folder are for their owner alone.
+Opened by `cli` and by tests, used by `keys` and `ledger`. Invariant: readers never wait for a writer (WAL),
+and the file and its folder are for their owner alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, MetaData, create_engine, event
+from sqlalchemy import Engine, MetaData, create_engine, event, inspect, text
 
 METADATA = MetaData()
 
@@ -31,4 +31,17 @@ def open_store(home: Path) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     METADATA.create_all(engine)
+    _add_columns(engine)
     return engine
+
+
+def _add_columns(engine: Engine) -> None:
+    """Gives tables of an earlier version the columns they lack; such columns may be null."""
+    known = inspect(engine)
+    for table in METADATA.sorted_tables:
+        present = {column["name"] for column in known.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in present:
+                kind = column.type.compile(engine.dialect)
+                with engine.begin() as connection:
+                    connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))

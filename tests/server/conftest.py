@@ -13,6 +13,7 @@ import httpx
 import pytest
 import uvicorn
 
+from qnext.server.admission import Admission
 from qnext.server.app import create_app
 from qnext.server.keys import Keys
 from qnext.server.service import Served, Service
@@ -37,6 +38,7 @@ class Live:
     key: str
     keys: Keys
     engines: dict[str, FakeEngine]
+    admission: Admission
 
     @property
     def instruct(self) -> FakeEngine:
@@ -76,10 +78,14 @@ def running(
     request: pytest.FixtureRequest, service: Service, engines: dict[str, FakeEngine], settings: Settings
 ) -> Iterator[Live]:
     pytest.importorskip(request.param)
-    keys = Keys(open_store(settings.home))
+    store = open_store(settings.home)
+    keys, admission = Keys(store), Admission(store, settings)
     _, secret = keys.create("tests")
     config = uvicorn.Config(
-        create_app(service, keys, settings), log_level="critical", http=request.param, lifespan="off"
+        create_app(service, keys, admission, settings),
+        log_level="critical",
+        http=request.param,
+        lifespan="off",
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -87,9 +93,10 @@ def running(
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", secret, keys, engines)
+        yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", secret, keys, engines, admission)
         server.should_exit = True
         thread.join()
+    admission.close()
 
 
 @pytest.fixture

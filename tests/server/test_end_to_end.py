@@ -23,6 +23,7 @@ import uvicorn
 from qnext import EngineConfig, Qwen3Next
 from qnext.engine.engine import Engine
 from qnext.models import EMBEDDED, locate
+from qnext.server.admission import Admission
 from qnext.server.app import create_app
 from qnext.server.keys import Keys
 from qnext.server.service import Served, Service
@@ -66,14 +67,15 @@ class Real:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     home = tmp_path_factory.mktemp("home")
-    settings, keys = Settings(home=home), Keys(open_store(home))
+    settings, store = Settings(home=home), open_store(home)
+    keys, admission = Keys(store), Admission(store, settings)
     config = EngineConfig(max_sequences=8, max_length=768)
     engines = {name: Engine.from_pretrained(locate(name), config) for name in EMBEDDED}
     served = {
         name: Served(name, engine, Chat.from_pretrained(locate(name)), engine.max_length, 0)
         for name, engine in engines.items()
     }
-    app = create_app(Service(served, settings), keys, settings)
+    app = create_app(Service(served, settings), keys, admission, settings)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -85,6 +87,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
         yield Real(url, keys.create("tests")[1], engines)
         server.should_exit = True
         thread.join()
+    admission.close()
     for engine in engines.values():
         engine.close()
 
