@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from .admission import Admission
+from .anthropic_routes import AnthropicRoutes
 from .compat_routes import CompatRoutes
 from .envelope import Envelope, error_response, request_id
 from .errors import ApiError, internal
@@ -39,6 +40,7 @@ def create_app(service: Service, keys: Keys, admission: Admission, settings: Set
         Route("/metrics", _Metrics(service).page, methods=["GET"]),
         *NativeRoutes(gate).routes(),
         *CompatRoutes(gate).routes(),
+        *AnthropicRoutes(gate).routes(),
         *VllmRoutes(gate).routes(),
         *RefusedRoutes(gate).routes(),
     ]

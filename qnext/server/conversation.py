@@ -1,6 +1,7 @@
 """Conversations off the wire: messages, history, roles and contents, checked in the contract's words.
 
-Called by `dashscope` and `openai`, which send the same shapes. Invariant: a `Conversation` that leaves here
+Called by `dashscope` and `openai`, which send the same shapes; `anthropic` and `responses` put the messages
+together themselves and have them checked here. Invariant: a `Conversation` that leaves here
 holds at least one user turn, its tool messages answer calls, and only its last message may be partial.
 """
 
@@ -21,8 +22,7 @@ _STRAY = 'messages with role "tool" must be a response to a preceeding message w
 
 def conversation(raw: Any, rules: Rules) -> Conversation:
     """`raw` is the `messages` of a body. Raises ApiError in the words clients know."""
-    if not rules.template:
-        raise invalid('This base model has no chat template: give "prompt" instead of "messages"', "messages")
+    require_template(rules, "messages")
     if not isinstance(raw, list):
         raise invalid("'messages' must be a list of messages", "messages")
     if not raw:
@@ -30,14 +30,25 @@ def conversation(raw: Any, rules: Rules) -> Conversation:
     messages: list[Message] = []
     for i, each in enumerate(raw):
         message = _message(each, i)
-        if message.role == "tool" and each["role"] == "tool" and not _answers(messages):
+        if message.role == "tool" and each["role"] == "tool" and not answers(messages):
             raise invalid(_STRAY, f"messages[{i}]")
         if message.partial and (i + 1 < len(raw) or rules.thinking):
             where = "the last message" if i + 1 < len(raw) else "models that do not think"
             raise invalid(f"partial is possible only with {where}", f"messages[{i}].partial")
         messages.append(message)
+    return with_user(messages, "messages")
+
+
+def require_template(rules: Rules, param: str) -> None:
+    """Refuses conversations with a base model; `param` is where the dialect has them."""
+    if not rules.template:
+        raise invalid('This base model has no chat template: give "prompt" instead of "messages"', param)
+
+
+def with_user(messages: list[Message], param: str) -> Conversation:
+    """These messages, if a user speaks among them."""
     if not any(message.role == "user" for message in messages):
-        raise invalid(_EMPTY, "messages")
+        raise invalid(_EMPTY, param)
     return Conversation(tuple(messages))
 
 
@@ -94,7 +105,7 @@ def _text(content: Any, where: str) -> str:
     return "".join(part["text"] for part in content)
 
 
-def _answers(before: list[Message]) -> bool:
+def answers(before: list[Message]) -> bool:
     """Whether a tool message may follow: the turn before it, other results aside, made calls."""
     asked = next((message for message in reversed(before) if message.role != "tool"), None)
     return asked is not None and bool(asked.tool_calls)

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError, compat_body, internal, native_body
+from .errors import ApiError, anthropic_body, compat_body, internal, native_body
 from .sse import ClientGone, dump
 
 _LOG = logging.getLogger("qnext.server")
@@ -37,9 +37,15 @@ def is_native(path: str) -> bool:
     return path.startswith("/api/") or "/services/aigc/" in path
 
 
+def is_anthropic(path: str) -> bool:
+    """Whether Anthropic's dialect is spoken at a path: below its own base, and where its SDK asks without
+    one."""
+    return path.startswith("/apps/anthropic") or (path + "/").startswith("/v1/messages/")
+
+
 def error_response(error: ApiError, path: str, request_id: str) -> Response:
-    body = (native_body if is_native(path) else compat_body)(error, request_id)
-    return Response(dump(body), error.status, error.headers, "application/json")
+    write = native_body if is_native(path) else anthropic_body if is_anthropic(path) else compat_body
+    return Response(dump(write(error, request_id)), error.status, error.headers, "application/json")
 
 
 class Envelope:
@@ -62,6 +68,8 @@ class Envelope:
             if message["type"] == "http.response.start":
                 started = True
                 MutableHeaders(scope=message).update({"X-Request-ID": name, **headers})
+                if is_anthropic(path):
+                    MutableHeaders(scope=message)["Request-ID"] = name  # as Anthropic's SDK knows it
             await send(message)
 
         try:

@@ -6,6 +6,7 @@ not an `ApiError` reaches a client only as the kind "internal", never as a trace
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,6 +63,17 @@ _TABLE: dict[Kind, _Row] = {
 }
 
 
+_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
 class ApiError(Exception):
     """`message` is what native clients read; `compat`, when given, is what OpenAI clients read instead.
 
@@ -110,6 +122,21 @@ def compat_body(error: ApiError, request_id: str) -> dict[str, Any]:
 
 def _numbered(row: _Row) -> dict[str, Any]:
     return {} if row.number is None else {"error_code": row.number}
+
+
+def anthropic_body(error: ApiError, request_id: str) -> dict[str, Any]:
+    """Anthropic tells errors apart by their type, which follows from the status."""
+    kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": error.compat}, "request_id": request_id}
+
+
+def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
+    """The same error where a dialect calls parameters by other names (old to new)."""
+    message, compat, param = error.message, error.compat, error.param
+    for old, new in names.items():
+        message, compat = message.replace(old, new), compat.replace(old, new)
+        param = param and param.replace(old, new)
+    return ApiError(error.kind, message, compat=compat, param=param, retry_after=error.retry_after)
 
 
 def bad_key(base_url: str) -> ApiError:

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from .admission import Admission
-from .envelope import is_native, request_id, response_headers
+from .envelope import is_anthropic, is_native, request_id, response_headers
 from .errors import REFUSALS, ApiError, bad_body, bad_key, internal, invalid
 from .exchange import Answer, ChatEvent, ChatRequest, Reply, Usage
 from .keys import Key, Keys
@@ -31,6 +31,7 @@ from .sse import KEEP_ALIVE, ClientGone, EventStream, dump, while_connected
 
 COMPAT_BASES = ("/compatible-mode/v1", "/v1")
 NATIVE_BASE = "/api/v1"
+ANTHROPIC_BASE = "/apps/anthropic"
 _LOG = logging.getLogger("qnext.server")
 
 
@@ -49,17 +50,20 @@ class Gate:
         return key
 
     def key(self, request: Request) -> Key:
-        """Who asks: `Authorization: Bearer` decides, `X-DashScope-API-Key` is heard only without it. Raises
-        ApiError when nobody holds such a key."""
+        """Who asks: `Authorization: Bearer` decides, `X-API-Key` and `X-DashScope-API-Key` are heard only
+        without it. Raises ApiError when nobody holds such a key."""
         given = request.headers.get("authorization")
         if given is None:
-            secret = request.headers.get("x-dashscope-api-key", "")
+            headers = request.headers
+            secret = headers.get("x-api-key") or headers.get("x-dashscope-api-key", "")
         else:
             scheme, _, secret = given.partition(" ")
             secret = secret.strip() if scheme.lower() == "bearer" else ""
         key = self._keys.verify(secret) if secret else None
         if key is None:
-            base = NATIVE_BASE if is_native(request.scope["path"]) else COMPAT_BASES[0]
+            path = request.scope["path"]
+            other = ANTHROPIC_BASE if is_anthropic(path) else COMPAT_BASES[0]
+            base = NATIVE_BASE if is_native(path) else other
             raise bad_key(f"{request.scope['scheme']}://{request.headers.get('host', '')}{base}")
         return key
 

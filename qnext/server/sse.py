@@ -38,6 +38,11 @@ def compat_frame(payload: dict[str, Any]) -> bytes:
     return b"data: %b\n\n" % dump(payload)
 
 
+def typed_frame(kind: str, payload: dict[str, Any]) -> bytes:
+    """A frame of the dialects whose events have names; the payload tells the name as well."""
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), dump({"type": kind, **payload}))
+
+
 def native_frame(number: int, payload: dict[str, Any], status: int = 200) -> bytes:
     """No space after the colons: SDKs compare the words after them. The `status` field is what they
     report."""
