@@ -125,9 +125,10 @@ def _numbered(row: _Row) -> dict[str, Any]:
 
 
 def anthropic_body(error: ApiError, request_id: str) -> dict[str, Any]:
-    """Anthropic tells errors apart by their type, which follows from the status."""
+    """Anthropic tells errors apart by their type, which follows from the status but for an unpaid account."""
     kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": error.compat}, "request_id": request_id}
+    inner = {"type": "billing_error" if error.kind == "arrears" else kind, "message": error.compat}
+    return {"type": "error", "error": inner | _numbered(_TABLE[error.kind]), "request_id": request_id}
 
 
 def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
@@ -136,7 +137,9 @@ def renamed(error: ApiError, names: Mapping[str, str]) -> ApiError:
     for old, new in names.items():
         message, compat = message.replace(old, new), compat.replace(old, new)
         param = param and param.replace(old, new)
-    return ApiError(error.kind, message, compat=compat, param=param, retry_after=error.retry_after)
+    return ApiError(
+        error.kind, message, compat=compat, param=param, retry_after=error.retry_after, retry=error.retry
+    )
 
 
 def bad_key(base_url: str) -> ApiError:

@@ -4,13 +4,16 @@ import pytest
 
 from qnext.server.errors import (
     ApiError,
+    anthropic_body,
     at_capacity,
     bad_key,
     compat_body,
+    in_arrears,
     internal,
     invalid,
     native_body,
     no_model,
+    renamed,
     timed_out,
     too_long,
 )
@@ -47,3 +50,27 @@ def test_words_that_clients_look_for() -> None:
     assert too_long(9, 5, 6).message == "Range of input length should be [1, 5]"
     assert "maximum context length is 6 tokens" in too_long(9, 5, 6).compat
     assert at_capacity("x").headers == {"Retry-After": "1"} and internal().headers == {}
+
+
+def test_anthropics_types() -> None:
+    kinds = {
+        bad_key("http://x"): "authentication_error",
+        no_model("m"): "not_found_error",
+        invalid("no", "n"): "invalid_request_error",
+        internal(): "api_error",
+        timed_out(): "timeout_error",
+        at_capacity("full"): "overloaded_error",
+        in_arrears(): "billing_error",
+    }
+    for error, kind in kinds.items():
+        body = anthropic_body(error, "r")
+        assert body["type"] == "error" and body["request_id"] == "r"
+        assert (body["error"]["type"], body["error"]["message"]) == (kind, error.compat)
+    assert anthropic_body(in_arrears(), "r")["error"]["error_code"] == 10402
+
+
+def test_an_error_by_other_names() -> None:
+    error = ApiError("tokens", "stop is bad", compat="stop!", param="stop", retry_after=3, retry=False)
+    other = renamed(error, {"stop": "stop_sequences"})
+    assert (other.kind, other.message, other.compat) == ("tokens", "stop_sequences is bad", "stop_sequences!")
+    assert (other.param, other.headers) == ("stop_sequences", error.headers)
