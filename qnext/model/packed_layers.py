@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -175,12 +174,13 @@ class PackedMoE:
         """`x` plus the experts of `inputs`, which are `x` normalised."""
         ready = inputs.ready(self.experts.gate_up)
         scores = step.product(inputs, self.router, "router")
+        shared = self.experts.shared is not None
         choice = choose(
-            scores, self.count, self.top_k, normalise=self.normalise, shared=self.experts.shared is not None
+            scores, self.count, self.top_k, step.workspace, normalise=self.normalise, shared=shared
         )
         if step.routing is not None:
             probs = scores[:, : self.count].softmax(-1)
-            step.routing.append((probs, torch.from_numpy(choice.experts[:, : self.top_k]).long()))
+            step.routing.append((probs, choice.experts[:, : self.top_k].long()))
         if self.shared is not None:
             x_TH = self.shared(x_TH, inputs, step, scores[:, self.count].sigmoid())
         out = step.workspace.take("whole", tuple(x_TH.shape), torch.float32)
@@ -198,9 +198,9 @@ class PackedMLP:
     ) -> Tensor:
         """`x` plus the SwiGLU of `inputs`, weighted by `shares`."""
         tokens = len(x_TH)
-        shares = np.ones(tokens, np.float32) if shares_T is None else shares_T.numpy()
-        nobody = np.empty((tokens, 0))
-        choice = Choice(nobody, nobody, np.array([0, tokens, tokens]), np.arange(tokens), shares)
+        shares = torch.ones(tokens) if shares_T is None else shares_T.contiguous()
+        nobody = torch.empty(tokens, 0)
+        choice = Choice(nobody, nobody, torch.tensor([0, tokens, tokens]), torch.arange(tokens), shares)
         out = step.workspace.take("dense", tuple(x_TH.shape), torch.float32)
         ready = inputs.ready(self.experts.gate_up)
         return mix(ready, choice, self.experts, x_TH, out, step.workspace)

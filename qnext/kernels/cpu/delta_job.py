@@ -8,11 +8,11 @@ lays down, in that order.
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .delta_chunk import CHUNK
 from .jit import inline, reader
-from .simd import I64, Build, address, op, read, types
+from .simd import word
 
 LINE = 64
 TABLE, SAVE = 48, 24  # bytes of a row of `Row.table` and `Row.saves`
@@ -72,12 +72,6 @@ class Job(NamedTuple):
 
 
 read_job = reader(Job)
-
-
-@op(types.int64, address)
-def word(build: Build, p: Any) -> Any:
-    """An int64."""
-    return read(build, p, I64)
 
 
 class Place(NamedTuple):

@@ -34,6 +34,7 @@ from .simd import (
     store,
     to_float,
 )
+from .tiles import UNIT, tiles
 
 AHEAD = 8192  # bytes that are asked for before they are read, where there is enough to do meanwhile: with few
 FEW = 1  # token the processor looks far enough ahead by itself, and asking is in its way
@@ -137,20 +138,26 @@ def floats(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no
         store(out + t * step, sums[t])
 
 
-def dot(bits, coded, matrix, block, x, first, last, out, step):  # type: ignore[no-untyped-def]
+def dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
     """Rows 16 * block and on by tokens `first` to `last` -> fp32 [tokens, 16] at `out`, `step` bytes apart.
 
     `matrix`: addresses of data and scales, bytes of a block's data, groups, columns a group. `x`: columns,
-    then addresses of the rows (codes where `coded`, else floats), their scales and sums.
+    then addresses of the rows (codes where `coded`, else floats), their scales and sums. `desk`: a thread's
+    `desk_size` bytes, where tiles are used.
     """
     raise NotImplementedError("compiled code only")
 
 
 @overload(dot, prefer_literal=True)
-def _dot(bits, coded, matrix, block, x, first, last, out, step):  # type: ignore[no-untyped-def]
+def _dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
     product = codes if coded.literal_value else floats  # the other one is not compiled at all
+    in_tiles = UNIT and coded.literal_value
 
-    def by_eights(bits, coded, matrix, block, x, first, last, out, step):  # type: ignore[no-untyped-def]
+    def by_eights(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
+        if in_tiles:
+            whole = tiles(bits, matrix, block, x, first, last, out, step, desk)
+            out += (whole - first) * step
+            first = whole
         while first + 8 <= last:
             product(bits, 8, matrix, block, x, first, out, step)
             first += 8

@@ -7,23 +7,23 @@ result is the same to the bit whoever runs beside it, however many threads there
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from ..packed import ROWS, Packed
 from .activations import silu
 from .dot import dot
 from .inputs import Inputs, quantise_row
-from .jit import inline, kernel
+from .jit import Task, inline, reader
 from .linear import Matrix
-from .simd import copy, fill, fma, load, store
+from .simd import copy, fill, fma, load, peek, peek_i32, poke, poke_i32, poke_word, spread, store, word
+from .tiles import desk_size, tiled
 from .workspace import Workspace
 
 BLOCK = 256  # tokens of one expert that are multiplied at a time: they stay in a core's cache
@@ -45,29 +45,32 @@ class Experts:
         self.count = len(gate_up.data)
 
 
-def _addresses(each: Packed, shared: Packed | None) -> np.ndarray:
+def _addresses(each: Packed, shared: Packed | None) -> Tensor:
     """Of data and scales of each expert [E + 1, 2]."""
     found = [(data.data_ptr(), 0) for data in each.data]
     if each.scales.numel():
         found = [(data, scales.data_ptr()) for (data, _), scales in zip(found, each.scales, strict=True)]
     if shared is not None:
         found.append((shared.data.data_ptr(), shared.scales.data_ptr()))
-    return np.asarray(found, np.int64)
+    return torch.tensor(found)
 
 
 class Choice(NamedTuple):
     """The experts [T, k + 1] of each token, the shared one last, and their weights; and all pairs sorted by
     expert, then token: where each expert's begin [E + 2], their tokens [P] and weights [P]."""
 
-    experts: np.ndarray
-    weights: np.ndarray
-    begins: np.ndarray
-    tokens: np.ndarray
-    shares: np.ndarray
+    experts: Tensor
+    weights: Tensor
+    begins: Tensor
+    tokens: Tensor
+    shares: Tensor
 
 
-def choose(logits_TR: Tensor, experts: int, top_k: int, *, normalise: bool, shared: bool) -> Choice:
-    """Router scores [T, R] fp32, R >= experts (+ 1: the shared expert's gate) -> who computes what.
+def choose(
+    logits_TR: Tensor, experts: int, top_k: int, workspace: Workspace, *, normalise: bool, shared: bool
+) -> Choice:
+    """Router scores [T, R] fp32, R >= experts (+ 1: the shared expert's gate) -> who computes what, until
+    `workspace` is asked for another choice.
 
     Of equals the lower number comes first."""
     tokens = len(logits_TR)
@@ -75,13 +78,15 @@ def choose(logits_TR: Tensor, experts: int, top_k: int, *, normalise: bool, shar
     assert top_k <= experts and logits_TR.shape[1] >= experts + shared
     picks = top_k + shared
     choice = Choice(
-        np.empty((tokens, picks), np.int32),
-        np.empty((tokens, picks), np.float32),
-        np.empty(experts + 2, np.int64),
-        np.empty(tokens * picks, np.int64),
-        np.empty(tokens * picks, np.float32),
+        workspace.take("choice.experts", (tokens, picks), torch.int32),
+        workspace.take("choice.weights", (tokens, picks), torch.float32),
+        workspace.take("choice.begins", (experts + 2,), torch.int64),
+        workspace.take("choice.tokens", (tokens * picks,), torch.int64),
+        workspace.take("choice.shares", (tokens * picks,), torch.float32),
     )
-    _choose(logits_TR.numpy(), experts, top_k, normalise, *choice)
+    scores = logits_TR.data_ptr(), 4 * logits_TR.shape[1]
+    numbers = (tokens, *scores, experts, top_k, picks, normalise, *(each.data_ptr() for each in choice))
+    choosing.run(array("q", numbers), 1 if tokens < FEW else tokens)
     return choice
 
 
@@ -101,85 +106,170 @@ def mix(
     assert out_TH.dtype == residual_TH.dtype == torch.float32
     assert out_TH.is_contiguous() and residual_TH.is_contiguous()
     width, groups = down.width, down.address[3] if coded else 0
-    floats = workspace.take("experts.floats", (pairs, width), torch.float32).data_ptr()
+    floats = workspace.address("experts.floats", 4 * pairs * width)
     mid = (
         width,
-        workspace.take("experts.codes", (pairs, width), torch.int8).data_ptr() if coded else floats,
-        workspace.take("experts.scales", (pairs, groups), torch.float32).data_ptr(),
-        workspace.take("experts.sums", (pairs, groups), torch.int32).data_ptr(),
+        workspace.address("experts.codes", pairs * width) if coded else floats,
+        workspace.address("experts.scales", 4 * pairs * groups),
+        workspace.address("experts.sums", 4 * pairs * groups),
     )
-    block = min(BLOCK, tokens)
-    room = block * (
-        inputs.width * (2 if coded else 4) + 128
-    )  # two tiles, then rows with their scales and sums
-    _mix(down.bits, coded)(
-        inputs.by_codes if coded else inputs.by_floats,
-        mid,
+    block, desks = min(BLOCK, tokens), 0
+    room = block * (inputs.width * (2 if coded else 4) + 128)  # products, then rows, their scales and sums
+    if coded and tiled(pairs):
+        desks = workspace.address("tiles", threads * desk_size(max(inputs.width, width)))
+    numbers = (
+        *(inputs.by_codes if coded else inputs.by_floats),
+        *mid,
         floats,
-        choice.begins,
-        choice.tokens,
-        choice.shares,
-        gate_up.address,
-        experts.first,
-        down.address,
-        experts.second,
-        (tokens, inner, outer, threads, block, room),
-        workspace.take("experts.scratch", (threads * room,), torch.uint8).data_ptr(),
+        len(choice.begins) - 1,
+        *(each.data_ptr() for each in choice[2:]),
+        *gate_up.address[2:],
+        experts.first.data_ptr(),
+        *down.address[2:],
+        experts.second.data_ptr(),
+        tokens,
+        pairs,
+        inner,
+        outer,
+        block,
+        room,
+        workspace.address("experts.scratch", threads * room),
         residual_TH.data_ptr(),
         out_TH.data_ptr(),
+        desks,
     )
+    _mixture(down.bits, coded).run(array("q", numbers), threads)
     return out_TH
 
 
-@kernel(parallel=True)
-def _choose(logits, experts, top_k, normalise, chosen, weights, begins, tokens, shares):  # type: ignore[no-untyped-def]
-    """The best `top_k` of each token, then a counting sort of all pairs."""
-    picks = chosen.shape[1]
-    if len(logits) < FEW:
-        for t in range(len(logits)):
-            choose_row(logits[t], experts, top_k, normalise, chosen[t], weights[t])
-    else:
-        for t in prange(len(logits)):
-            choose_row(logits[t], experts, top_k, normalise, chosen[t], weights[t])
-    begins[:] = 0
-    for t in range(len(logits)):
-        for j in range(picks):
-            begins[chosen[t, j] + 1] += 1
-    for e in range(experts + 1):
-        begins[e + 1] += begins[e]
-    ends = begins.copy()
-    for t in range(len(logits)):
-        for j in range(picks):
-            e = chosen[t, j]
-            tokens[ends[e]], shares[ends[e]] = t, weights[t, j]
-            ends[e] += 1
+class Choosing(NamedTuple):
+    """A call of `choose`, as compiled code sees it: scores, bytes from row to row, and the parts of a
+    `Choice`."""
+
+    tokens: int
+    scores: int
+    step: int
+    experts: int
+    top_k: int
+    picks: int
+    normalise: int
+    chosen: int
+    weights: int
+    begins: int
+    pairs: int
+    shares: int
+
+
+read_choosing = reader(Choosing)
+
+
+def choose_rows(address: int, thread: int, threads: int) -> None:
+    """A thread's tokens."""
+    job = read_choosing(address)
+    for t in range(job.tokens * thread // threads, job.tokens * (thread + 1) // threads):
+        row = 4 * t * job.picks
+        choose_row(job.scores + t * job.step, job, job.chosen + row, job.weights + row)
 
 
 @inline
-def choose_row(scores, experts, top_k, normalise, chosen, weights):  # type: ignore[no-untyped-def]
+def choose_row(scores: int, job: Choosing, chosen: int, weights: int) -> None:
     """Softmax over all experts of one token, its best `top_k`, and the shared expert where there is room."""
-    for j in range(top_k):
-        best = -1
-        for e in range(experts):
-            if best < 0 or scores[e] > scores[best]:
-                taken = False
-                for i in range(j):
-                    taken |= chosen[i] == e
-                if not taken:
-                    best = e
-        chosen[j] = best
-    peak, among = scores[chosen[0]], np.float32(0)
-    if normalise:
-        for j in range(top_k):
-            among += np.exp(scores[chosen[j]] - peak)
+    count, last = 0, 4 * (job.top_k - 1)
+    for e in range(job.experts):
+        score = peek(scores + 4 * e)
+        if count < job.top_k:
+            place, count = count, count + 1
+        elif score > peek(scores + 4 * peek_i32(chosen + last)):
+            place = job.top_k - 1
+        else:
+            continue
+        while place > 0 and score > peek(scores + 4 * peek_i32(chosen + 4 * place - 4)):
+            poke_i32(chosen + 4 * place, peek_i32(chosen + 4 * place - 4))
+            place -= 1
+        poke_i32(chosen + 4 * place, np.int32(e))
+    peak, among = peek(scores + 4 * peek_i32(chosen)), np.float32(0)
+    if job.normalise:
+        for j in range(job.top_k):
+            among += np.exp(peek(scores + 4 * peek_i32(chosen + 4 * j)) - peak)
     else:
-        for e in range(experts):
-            among += np.exp(scores[e] - peak)
-    for j in range(top_k):
-        weights[j] = np.exp(scores[chosen[j]] - peak) / among
-    if len(chosen) > top_k:
-        chosen[top_k] = experts
-        weights[top_k] = np.float32(1) / (np.float32(1) + np.exp(-scores[experts]))
+        for e in range(job.experts):
+            among += np.exp(peek(scores + 4 * e) - peak)
+    for j in range(job.top_k):
+        poke(weights + 4 * j, np.exp(peek(scores + 4 * peek_i32(chosen + 4 * j)) - peak) / among)
+    if job.picks > job.top_k:
+        poke_i32(chosen + last + 4, np.int32(job.experts))
+        gate = np.exp(-peek(scores + 4 * job.experts))
+        poke(weights + last + 4, np.float32(1) / (np.float32(1) + gate))
+
+
+def sort_pairs(address: int, thread: int, threads: int) -> None:
+    """All pairs by expert, then token, by counting: one thread's work. An expert's beginning moves on to
+    its end while its pairs are put down, which is where the next one begins."""
+    job = read_choosing(address)
+    if thread:
+        return
+    begins, count = job.begins, job.tokens * job.picks
+    for e in range(job.experts + 2):
+        poke_word(begins + 8 * e, 0)
+    for pair in range(count):
+        at = begins + 8 * peek_i32(job.chosen + 4 * pair) + 8
+        poke_word(at, word(at) + 1)
+    for e in range(job.experts + 1):
+        at = begins + 8 * e
+        poke_word(at + 8, word(at + 8) + word(at))
+    for pair in range(count):
+        at = begins + 8 * peek_i32(job.chosen + 4 * pair)
+        place = word(at)
+        poke_word(at, place + 1)
+        poke_word(job.pairs + 8 * place, pair // job.picks)
+        poke(job.shares + 4 * place, peek(job.weights + 4 * pair))
+    for e in range(job.experts + 1, 0, -1):
+        poke_word(begins + 8 * e, word(begins + 8 * e - 8))
+    poke_word(begins, 0)
+
+
+choosing = Task(choose_rows, sort_pairs)
+
+
+class Mixing(NamedTuple):
+    """A call of `mix`: the inputs as `dot.dot` takes them, then what goes between the two products (in codes
+    or as `floats`), the `Choice`, both matrices without and with the experts' addresses, sizes and
+    memory."""
+
+    width: int
+    rows: int
+    row_scales: int
+    row_sums: int
+    mid_width: int
+    mid_codes: int
+    mid_scales: int
+    mid_sums: int
+    floats: int
+    experts: int
+    begins: int
+    pair_tokens: int
+    shares: int
+    up_size: int
+    up_groups: int
+    up_group: int
+    up_at: int
+    down_size: int
+    down_groups: int
+    down_group: int
+    down_at: int
+    tokens: int
+    pairs: int
+    inner: int
+    outer: int
+    block: int
+    room: int
+    scratch: int
+    residual: int
+    out: int
+    desks: int
+
+
+read_mixing = reader(Mixing)
 
 
 @inline
@@ -190,7 +280,7 @@ def gather(coded, groups, x, tokens, first, count, to):  # type: ignore[no-untyp
     to_scales = to + count * size
     to_sums = to_scales + count * groups * 4
     for i in range(count):
-        t = tokens[first + i]
+        t = word(tokens + 8 * (first + i))
         copy(to + i * size, at + t * size, size)
         if coded:
             copy(to_scales + i * groups * 4, scales + t * groups * 4, groups * 4)
@@ -199,72 +289,79 @@ def gather(coded, groups, x, tokens, first, count, to):  # type: ignore[no-untyp
 
 
 @inline
-def widen(bits, coded, x, pairs, weight, part, floats, step):  # type: ignore[no-untyped-def]
+def widen(bits, coded, job, weight, begin, end, part):  # type: ignore[no-untyped-def]
     """silu(gate x) * (up x) for the pairs of one expert, in a thread's part of the columns, into `floats`."""
-    tokens, _, begin, end = pairs
-    low, high, block, here = part
-    gates, ups = here, here + 64 * block
-    for first in range(begin, end, block):
-        count = min(block, end - first)
-        own = gather(coded, weight[3], x, tokens, first, count, here + 128 * block)
+    low, high, here, desk = part
+    x, gates, ups = (job.width, job.rows, job.row_scales, job.row_sums), here, here + 64 * job.block
+    for first in range(begin, end, job.block):
+        count = min(job.block, end - first)
+        own = gather(coded, weight[3], x, job.pair_tokens, first, count, here + 128 * job.block)
         for b in range(low, high):
             for half in range(2):  # one place, compiled once
-                dot(bits, coded, weight, 2 * b + half, own, 0, count, here + 64 * block * half, 64)
+                dot(bits, coded, weight, 2 * b + half, own, 0, count, here + 64 * job.block * half, 64, desk)
             for i in range(count):
                 value = silu(load(gates + 64 * i)) * load(ups + 64 * i)
-                store(floats + (first + i) * step + 64 * b, value)
+                store(job.floats + 4 * (first + i) * job.mid_width + 64 * b, value)
 
 
 @inline
-def narrow(bits, coded, mid, pairs, weight, part, out, step):  # type: ignore[no-untyped-def]
+def narrow(bits, coded, job, weight, begin, end, part):  # type: ignore[no-untyped-def]
     """Add one expert's down products, weighted, to its tokens' rows of `out`, in a part of the columns."""
-    tokens, shares, begin, end = pairs
-    low, high, block, here = part
-    for first in range(begin, end, block):
-        last = min(first + block, end)
+    low, high, here, desk = part
+    mid = (job.mid_width, job.mid_codes, job.mid_scales, job.mid_sums)
+    for first in range(begin, end, job.block):
+        last = min(first + job.block, end)
         for b in range(low, high):
-            dot(bits, coded, weight, b, mid, first, last, here, 64)
+            dot(bits, coded, weight, b, mid, first, last, here, 64, desk)
             for p in range(first, last):
-                to = out + tokens[p] * step + 64 * b
-                store(to, fma(fill(shares[p]), load(here + 64 * (p - first)), load(to)))
+                to = job.out + 64 * (word(job.pair_tokens + 8 * p) * job.outer + b)
+                value = load(here + 64 * (p - first))
+                store(to, fma(spread(job.shares + 4 * p), value, load(to)))
+
+
+@inline
+def share_of(job: Mixing, blocks: int, thread: int, threads: int) -> tuple[int, int, int, int]:
+    """A thread's blocks of columns, and its memory."""
+    desk = job.desks + thread * desk_size(max(job.width, job.mid_width))
+    here = job.scratch + thread * job.room
+    return blocks * thread // threads, blocks * (thread + 1) // threads, here, desk
 
 
 @cache
-def _mix(bits: int, coded: bool) -> Callable[..., Any]:
-    """Compiled for one kind of weights and of inputs."""
+def _mixture(bits: int, coded: bool) -> Task:
+    """For one kind of weights and of inputs."""
 
-    @kernel(parallel=True)
-    def mix(x, mid, floats, begins, tokens, shares, up, up_at, down, down_at, sizes, scratch, residual, out):  # type: ignore[no-untyped-def]
-        count, inner, outer, threads, block, room = sizes
-        width, codes, code_scales, code_sums = mid
-        for thread in prange(threads):
-            part = (
-                inner * thread // threads,
-                inner * (thread + 1) // threads,
-                block,
-                scratch + thread * room,
-            )
-            for e in range(len(begins) - 1):
-                if begins[e] < begins[e + 1]:
-                    pairs = (tokens, shares, begins[e], begins[e + 1])
-                    weight = (up_at[e, 0], up_at[e, 1], up[2], up[3], up[4])
-                    widen(bits, coded, x, pairs, weight, part, floats, 4 * width)
-        for p in prange(len(tokens)):
-            row = floats + 4 * p * width
-            for i in range(inner, width // 16):
+    def widen_all(address, thread, threads):  # type: ignore[no-untyped-def]
+        job = read_mixing(address)
+        part = share_of(job, job.inner, thread, threads)
+        for e in range(job.experts):
+            begin, end, at = word(job.begins + 8 * e), word(job.begins + 8 * e + 8), job.up_at + 16 * e
+            if begin < end:
+                weight = (word(at), word(at + 8), job.up_size, job.up_groups, job.up_group)
+                widen(bits, coded, job, weight, begin, end, part)
+
+    def round_all(address, thread, threads):  # type: ignore[no-untyped-def]
+        job = read_mixing(address)
+        for p in range(job.pairs * thread // threads, job.pairs * (thread + 1) // threads):
+            row, at = job.floats + 4 * p * job.mid_width, 4 * p * job.down_groups
+            for i in range(job.inner, job.mid_width // 16):
                 store(row + 64 * i, fill(np.float32(0)))
             if coded:
-                at = 4 * p * down[3]
-                quantise_row(row, width, down[4], codes + p * width, code_scales + at, code_sums + at)
-        for thread in prange(threads):
-            low, high = outer * thread // threads, outer * (thread + 1) // threads
-            for t in range(count):
-                copy(out + 64 * (t * outer + low), residual + 64 * (t * outer + low), 64 * (high - low))
-            part = (low, high, block, scratch + thread * room)
-            for e in range(len(begins) - 1):
-                if begins[e] < begins[e + 1]:
-                    pairs = (tokens, shares, begins[e], begins[e + 1])
-                    weight = (down_at[e, 0], down_at[e, 1], down[2], down[3], down[4])
-                    narrow(bits, coded, mid, pairs, weight, part, out, 64 * outer)
+                codes = job.mid_codes + p * job.mid_width
+                quantise_row(
+                    row, job.mid_width, job.down_group, codes, job.mid_scales + at, job.mid_sums + at
+                )
 
-    return mix
+    def narrow_all(address, thread, threads):  # type: ignore[no-untyped-def]
+        job = read_mixing(address)
+        part = share_of(job, job.outer, thread, threads)
+        for t in range(job.tokens):
+            at = 64 * (t * job.outer + part[0])
+            copy(job.out + at, job.residual + at, 64 * (part[1] - part[0]))
+        for e in range(job.experts):
+            begin, end, at = word(job.begins + 8 * e), word(job.begins + 8 * e + 8), job.down_at + 16 * e
+            if begin < end:
+                weight = (word(at), word(at + 8), job.down_size, job.down_groups, job.down_group)
+                narrow(bits, coded, job, weight, begin, end, part)
+
+    return Task(widen_all, round_all, narrow_all)

@@ -6,16 +6,18 @@ alone.
 
 from __future__ import annotations
 
+from array import array
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
-from .jit import inline, kernel
+from .jit import Task, inline, reader
 from .simd import (
     absolute,
+    as_number,
     copy,
     fill,
     fma,
@@ -76,7 +78,7 @@ def prepare_row(source, t):  # type: ignore[no-untyped-def]
     if source.floats != 0:
         to = source.floats + 4 * t * source.width
         if source.norm != 0:
-            normalise_row(row, source.columns, source.norm, source.eps, to)
+            normalise_row(row, source.columns, source.norm, as_number(source.eps), to)
         else:
             copy(to, row, 4 * source.columns)
         for i in range(source.columns // 16, source.width // 16):
@@ -89,30 +91,42 @@ def prepare_row(source, t):  # type: ignore[no-untyped-def]
         quantise_row(row, source.width, source.group, codes, source.scales + at, source.sums + at)
 
 
-@kernel(parallel=True)
-def prepare_rows(source, tokens):  # type: ignore[no-untyped-def]
-    """All rows of a `Source`."""
-    for t in prange(tokens):
-        prepare_row(source, t)
-
-
 class Source(NamedTuple):
-    """Addresses of rows, `step` bytes apart, and of what is to be made of them; 0 for what is not there."""
+    """Addresses of rows, `step` bytes apart, and of what is to be made of them; 0 for what is not there.
+    `eps` is the bits of a float."""
 
     x: int
     step: int
     columns: int
     width: int
     norm: int
-    eps: float
+    eps: int
     group: int
     floats: int
     codes: int
     scales: int
     sums: int
+    tokens: int
 
 
-NOTHING = Source(0, 0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0)
+read_source = reader(Source)
+
+
+def prepare_share(job: int, thread: int, threads: int) -> None:
+    """A thread's rows of the `Source` at an address: the first phase of whatever reads them."""
+    source = read_source(job)
+    for t in range(source.tokens * thread // threads, source.tokens * (thread + 1) // threads):
+        prepare_row(source, t)
+
+
+prepare_rows = Task(prepare_share)
+NOTHING = Source(*[0] * len(Source._fields))
+
+
+@cache
+def float_bits(value: float) -> int:
+    """Of a float32, as jobs hold them."""
+    return int(np.float32(value).view(np.int32))
 
 
 class Inputs:
@@ -140,12 +154,12 @@ class Inputs:
         assert norm is None or (
             norm.dtype == torch.float32 and norm.stride() == (1,) and len(norm) == columns
         )
-        self.tokens, self.width, self.group = tokens, width, group
+        self.tokens, self.width, self.group, self.workspace = tokens, width, group, workspace
         as_is = norm is None and width == columns and x_TH.is_contiguous()
         self.floats = x_TH if as_is else workspace.take(f"{name}.floats", (tokens, width), torch.float32)
         self.codes = self.scales = self.sums = None
         self.by_floats = self.by_codes = (width, self.floats.data_ptr(), 0, 0)
-        codes: tuple[int, ...] = (0, 0, 0)
+        codes = 0, 0, 0
         if group:
             groups = width // group
             self.codes = workspace.take(f"{name}.codes", (tokens, width), torch.int8)
@@ -157,8 +171,9 @@ class Inputs:
         if group or not as_is:
             weight = 0 if norm is None else norm.data_ptr()
             floats = 0 if as_is else self.floats.data_ptr()
+            step, bits = 4 * x_TH.stride(0), float_bits(eps)
             self._source = Source(
-                x_TH.data_ptr(), 4 * x_TH.stride(0), columns, width, weight, eps, group, floats, *codes
+                x_TH.data_ptr(), step, columns, width, weight, bits, group, floats, *codes, tokens
             )
 
     def pending(self) -> Source:
@@ -170,5 +185,5 @@ class Inputs:
         """The same, made by now."""
         source = self.pending()
         if source.x:
-            prepare_rows(source, self.tokens)
+            prepare_rows.run(array("q", source), self.tokens)
         return self

@@ -88,23 +88,25 @@ def inline(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Task:
-    """A function (job, thread, threads) -> None that all threads run at once, `job` being the address of some
-    int64 numbers (see `reader`). It is compiled when first run, and by itself: what a parallel loop calls is
-    compiled five times over."""
+    """Functions (job, thread, threads) -> None that all threads run at once, one function after the other,
+    `job` being the address of some int64 numbers (see `reader`). They are compiled when first run, and by
+    themselves: what a parallel loop calls is compiled five times over."""
 
-    def __init__(self, function: Callable[[int, int, int], None]) -> None:
-        self._function = function
+    def __init__(self, *phases: Callable[[int, int, int], None]) -> None:
+        self._phases = phases
 
     @cached_property
-    def address(self) -> int:
+    def _addresses(self) -> array[int]:
         with _kept():
-            compiled = numba.cfunc(types.void(*[types.int64] * 3), cache=True, **PLAIN)(self._function)
-        self._compiled = compiled  # owns the code
-        return int(compiled.address or 0)
+            compile_phase = numba.cfunc(types.void(*[types.int64] * 3), cache=True, **PLAIN)
+            self._compiled = [compile_phase(phase) for phase in self._phases]  # they own the code
+        return array("q", [int(each.address or 0) for each in self._compiled])
 
-    def run(self, job: array[int], most: int) -> None:
-        """In all threads there are, but no more than `most`."""
-        _fork(self.address, job.buffer_info()[0], min(numba.get_num_threads(), most))
+    def run(self, job: array[int], most: int, first: int = 0) -> None:
+        """From phase `first` on, in all threads there are, but no more than `most`."""
+        begin, count = self._addresses.buffer_info()
+        threads = min(numba.get_num_threads(), most)
+        _fork(begin + 8 * first, count - first, job.buffer_info()[0], threads)
 
 
 def reader(kind: Any) -> Any:
@@ -135,7 +137,22 @@ def _call(_typing: Any, _address: Any, _job: Any, _thread: Any, _threads: Any) -
     return types.void(*[types.int64] * 4), codegen
 
 
+@intrinsic
+def _word(_typing: Any, _address: Any) -> Any:
+    """The int64 at an address."""
+
+    def codegen(context: Any, build: Any, _signature: Any, values: Any) -> Any:
+        return build.load(build.inttoptr(values[0], ir.IntType(64).as_pointer()), align=8)
+
+    return types.int64(types.int64), codegen
+
+
 @kernel(parallel=True)
-def _fork(address: int, job: int, threads: int) -> None:
-    for thread in numba.prange(threads):
-        _call(address, job, thread, threads)  # type: ignore[call-arg]
+def _fork(addresses, count, job, threads):  # type: ignore[no-untyped-def]
+    for phase in range(count):
+        address: int = _word(addresses + 8 * phase)  # type: ignore[call-arg]
+        if threads == 1:
+            _call(address, job, 0, 1)
+        else:
+            for thread in numba.prange(threads):
+                _call(address, job, thread, threads)

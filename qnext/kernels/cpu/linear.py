@@ -6,19 +6,20 @@ addresses. Invariant: a row of the result depends on its own row of the input al
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
+import numba
 import torch
-from numba import prange
 from torch import Tensor
 
 from ..packed import ROWS, Packed
 from .dot import dot
-from .inputs import Inputs, Source, prepare_row, prepare_rows
-from .jit import kernel
+from .inputs import Inputs, Source, float_bits, prepare_rows, prepare_share
+from .jit import Task, reader
 from .simd import load, store
+from .tiles import desk_size, tiled
 
 BLOCK = 256  # tokens whose rows stay in a core's cache while the weights go by
 
@@ -54,17 +55,21 @@ def linear(inputs: Inputs, weight: Matrix, out_TN: Tensor, *, add: Tensor | None
     if add is not None:
         assert add.dtype == torch.float32 and add.stride(-1) == 1 and add.shape[-1] == weight.columns
         more, more_step = add.data_ptr(), 4 * add.stride(0) if add.ndim == 2 else 0
-    _linear(weight.bits, coded)(
-        inputs.pending(),
-        weight.address,
-        inputs.by_codes if coded else inputs.by_floats,
+    source, desks = inputs.pending(), 0
+    if coded and tiled(tokens):
+        desks = inputs.workspace.address("tiles", numba.get_num_threads() * desk_size(weight.width))
+    numbers = (
+        *(inputs.by_codes if coded else inputs.by_floats),
+        *weight.address,
         tokens,
         weight.blocks,
         out_TN.data_ptr(),
         4 * out_TN.stride(0),
         more,
         more_step,
+        desks,
     )
+    _product(weight.bits, coded).run(array("q", (*source, *numbers)), weight.blocks, 0 if source.x else 1)
     return out_TN
 
 
@@ -75,27 +80,54 @@ def normalise(x_TH: Tensor, norm: Tensor, eps: float, out_TH: Tensor) -> Tensor:
     assert x_TH.stride(1) == 1 and out_TH.shape == x_TH.shape and out_TH.is_contiguous()
     assert norm.stride() == (1,) and len(norm) == columns
     x, weight, out = (tensor.data_ptr() for tensor in (x_TH, norm, out_TH))
-    prepare_rows(Source(x, 4 * x_TH.stride(0), columns, columns, weight, eps, 0, out, 0, 0, 0), tokens)
+    source = Source(x, 4 * x_TH.stride(0), columns, columns, weight, float_bits(eps), 0, out, 0, 0, 0, tokens)
+    prepare_rows.run(array("q", source), tokens)
     return out_TH
 
 
+class Job(NamedTuple):
+    """A product, as compiled code sees it: the inputs and the matrix as `dot.dot` takes them, numbers of
+    tokens and of blocks of rows, addresses and bytes from row to row. `add` is 0 where nothing is added,
+    `desks` where no tiles are used."""
+
+    width: int
+    rows: int
+    row_scales: int
+    row_sums: int
+    data: int
+    scales: int
+    size: int
+    groups: int
+    group: int
+    tokens: int
+    blocks: int
+    out: int
+    step: int
+    add: int
+    add_step: int
+    desks: int
+
+
+read_job, AFTER_SOURCE = reader(Job), 8 * len(Source._fields)
+
+
 @cache
-def _linear(bits: int, coded: bool) -> Callable[..., Any]:
-    """Compiled for one kind of weight and of input."""
+def _product(bits: int, coded: bool) -> Task:
+    """For one kind of weight and of input. Its job is a `Source`, then a `Job`."""
 
-    @kernel(parallel=True)
-    def multiply(source, weight, x, tokens, blocks, out, step, add, add_step):  # type: ignore[no-untyped-def]
-        if source.x != 0:
-            for t in prange(tokens):
-                prepare_row(source, t)
-        for first in range(0, tokens, BLOCK):
-            last = min(first + BLOCK, tokens)
-            for block in prange(blocks):
-                at = out + first * step + 64 * block
-                dot(bits, coded, weight, block, x, first, last, at, step)
-                if add:
+    def multiply(address, thread, threads):  # type: ignore[no-untyped-def]
+        job = read_job(address + AFTER_SOURCE)
+        x = (job.width, job.rows, job.row_scales, job.row_sums)
+        weight = (job.data, job.scales, job.size, job.groups, job.group)
+        desk = job.desks + thread * desk_size(job.width)
+        for first in range(0, job.tokens, BLOCK):
+            last = min(first + BLOCK, job.tokens)
+            for block in range(job.blocks * thread // threads, job.blocks * (thread + 1) // threads):
+                at = job.out + first * job.step + 64 * block
+                dot(bits, coded, weight, block, x, first, last, at, job.step, desk)
+                if job.add:
                     for t in range(first, last):
-                        to = out + t * step + 64 * block
-                        store(to, load(to) + load(add + t * add_step + 64 * block))
+                        to = job.out + t * job.step + 64 * block
+                        store(to, load(to) + load(job.add + t * job.add_step + 64 * block))
 
-    return multiply
+    return Task(prepare_share, multiply)

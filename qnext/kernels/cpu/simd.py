@@ -181,6 +181,23 @@ def poke_i32(build: Build, p: Any, x: Any) -> None:
     write(build, x, p)
 
 
+@op(types.int64, address)
+def word(build: Build, p: Any) -> Any:
+    """An int64."""
+    return read(build, p, I64)
+
+
+@op(types.void, address, address)
+def poke_word(build: Build, p: Any, x: Any) -> None:
+    write(build, x, p)
+
+
+@op(number, address)
+def as_number(build: Build, bits: Any) -> Any:
+    """The float whose bits are the low half of an int64."""
+    return build.bitcast(build.trunc(bits, I32), F32)
+
+
 @op(f32x16, address)
 def spread(build: Build, p: Any) -> Any:
     """The float at an address in all places."""

@@ -34,7 +34,7 @@ class Layer:
 
     def run(self, x: Tensor, scores: Tensor, residual: Tensor, top_k: int, group: int) -> Tensor:
         workspace = Workspace()
-        choice = choose(scores, self.experts.count, top_k, normalise=True, shared=True)
+        choice = choose(scores, self.experts.count, top_k, workspace, normalise=True, shared=True)
         inputs = Inputs(x, self.up.width, group, workspace)
         return mix(inputs, choice, self.experts, residual, torch.full_like(residual, float("nan")), workspace)
 
@@ -66,16 +66,18 @@ def test_mixture(kind: str, coded: bool, count: int, top_k: int, hidden: int, in
 @pytest.mark.parametrize("normalise", [True, False])
 def test_choice_is_the_references(normalise: bool) -> None:
     scores = torch.randn(40, 64) * 3
-    choice = choose(scores, 50, 6, normalise=normalise, shared=False)
+    choice = choose(scores, 50, 6, Workspace(), normalise=normalise, shared=False)
     _, weights, chosen = route(scores[:, :50], 6, normalise)
-    assert torch.equal(torch.from_numpy(choice.experts).long(), chosen)
-    assert torch.allclose(torch.from_numpy(choice.weights), weights, rtol=1e-5)
+    assert torch.equal(choice.experts.long(), chosen)
+    assert torch.allclose(choice.weights, weights, rtol=1e-5)
     for e in range(50):
         pairs = slice(choice.begins[e], choice.begins[e + 1])
         rows, places = (chosen == e).nonzero(as_tuple=True)
         assert choice.tokens[pairs].tolist() == rows.tolist()
-        assert choice.shares[pairs].tolist() == choice.weights[rows.numpy(), places.numpy()].tolist()
+        assert choice.shares[pairs].tolist() == choice.weights[rows, places].tolist()
 
 
 def test_of_equal_scores_the_lower_number_is_chosen() -> None:
-    assert choose(torch.zeros(1, 16), 10, 3, normalise=True, shared=False).experts.tolist() == [[0, 1, 2]]
+    assert choose(torch.zeros(1, 16), 10, 3, Workspace(), normalise=True, shared=False).experts.tolist() == [
+        [0, 1, 2]
+    ]

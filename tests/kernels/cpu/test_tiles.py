@@ -1,0 +1,89 @@
+"""Products in tiles against products in vectors, to the bit; and the instructions that they become."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+import pytest
+import torch
+from llvmlite import ir
+
+from qnext.kernels.cpu import tiles
+from qnext.kernels.cpu.inputs import Inputs
+from qnext.kernels.cpu.jit import kernel
+from qnext.kernels.cpu.linear import Matrix, linear
+from qnext.kernels.cpu.workspace import Workspace
+from qnext.kernels.packed import quantise
+
+
+@kernel()
+def in_tiles(bits, matrix, blocks, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
+    left = 0
+    for block in range(blocks):
+        at = out + 64 * block
+        if bits == 4:
+            left = tiles.tiles(4, matrix, block, x, first, last, at, step, desk)
+        else:
+            left = tiles.tiles(8, matrix, block, x, first, last, at, step, desk)
+    return left
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize(("group", "columns"), [(64, 64), (64, 320), (128, 384)])
+@pytest.mark.parametrize("tokens", [16, 31, 80])
+def test_equal_to_vectors(kind: str, group: int, columns: int, tokens: int) -> None:
+    weight, workspace = Matrix(quantise(torch.randn(48, columns), kind, group)), Workspace()
+    inputs = Inputs(torch.randn(tokens, columns), columns, group, workspace)
+    want = linear(inputs, weight, torch.empty(tokens, 48))
+    found = torch.full((tokens, 48), 7.0)
+    desk, first = workspace.address("desk", tiles.desk_size.py_func(columns)), tokens % 16 // 3
+    x, step = inputs.by_codes, 4 * 48
+    at = found.data_ptr() + first * step
+    left = in_tiles(weight.bits, weight.address, weight.blocks, x, first, tokens, at, step, desk)
+    assert left == first + (tokens - first) // 16 * 16
+    assert torch.equal(found[first:left], want[first:left])
+    assert (found[:first] == 7).all() and (found[left:] == 7).all()
+
+
+def test_shorter_groups_and_fewer_tokens_are_left_to_vectors() -> None:
+    for group, tokens in ((32, 40), (64, 15)):
+        weight = Matrix(quantise(torch.randn(16, 64), "int4", group))
+        inputs = Inputs(torch.randn(tokens, 64), 64, group, Workspace()).made()
+        assert in_tiles(4, weight.address, 1, inputs.by_codes, 0, tokens, 0, 0, 0) == 0
+
+
+def codegen(made: Any, build: ir.IRBuilder, *values: Any) -> None:
+    """Emit what an op of `tiles` makes of literal numbers and of addresses."""
+    closure = dict(zip(made._defn.__code__.co_freevars, made._defn.__closure__ or (), strict=True))
+    scope = made._defn.__globals__["typed"] if not closure else closure["typed"].cell_contents
+    inner = dict(zip(scope.__code__.co_freevars, (c.cell_contents for c in scope.__closure__), strict=True))
+    inner["function"](build, *values)
+
+
+def test_the_matrix_unit_is_spoken_to_in_its_own_instructions() -> None:
+    """For a machine that has one, whatever this one has."""
+    word = ir.IntType(64)
+    module = ir.Module()
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [word] * 4), "product")
+    build = ir.IRBuilder(function.append_basic_block())
+    a, step, b, out = function.args
+    codegen(tiles.configure, build)
+    codegen(tiles.tile_zero, build, 0)
+    codegen(tiles.tile_load, build, 1, a, step)
+    codegen(tiles.tile_load, build, 2, b, ir.Constant(word, 64))
+    codegen(tiles.tile_dot, build, 0, 1, 2)
+    codegen(tiles.tile_store, build, 0, out, ir.Constant(word, 64))
+    codegen(tiles.release, build)
+    build.ret_void()
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    target = llvm.Target.from_triple("x86_64-unknown-linux-gnu")
+    machine = target.create_target_machine(cpu="sapphirerapids", opt=2)
+    text = machine.emit_assembly(llvm.parse_assembly(str(module)))
+    names = [
+        line.split()[0] for line in text.splitlines() if line.startswith("\t") and "t" in line.split()[0]
+    ]
+    found = [name for name in names if name.startswith(("ldtilecfg", "tile", "tdp"))]
+    wanted = "ldtilecfg tilezero tileloadd tileloadd tdpbsud tilestored tilerelease".split()
+    assert sorted(found) == sorted(wanted) and found[0] == "ldtilecfg" and found[-1] == "tilerelease"
