@@ -113,7 +113,8 @@ def _incremental(params: Params, rules: Rules, stream: bool) -> bool:
 
 @dataclass(frozen=True)
 class NativeReply:
-    """`text`: the text format. `incremental`: frames hold the new piece, not all so far. `thinking`: the key
+    """`text`: the text format. `incremental`: frames hold the new piece, not all so far (and in the text
+    format once more as `text_delta`, which tutorials read). `thinking`: the key
     `reasoning_content` is always there. `many`: several choices, which only the message format can tell
     apart."""
 
@@ -139,6 +140,8 @@ class NativeReply:
         if self.text and not self.many:
             output: dict[str, Any] = {"text": new.content, "finish_reason": new.finish or "null"}
             output |= written(new.facts)
+            if self.incremental:
+                output["text_delta"] = new.content
         else:
             output = {"choices": [self._choice(event.index, new, len(choice.calls) - len(new.calls))]}
         return native_frame(answer.events, self._envelope(output, event.share if self.many else event.usage))

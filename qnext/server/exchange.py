@@ -36,11 +36,11 @@ class ChatRequest:
     """`sampling` holds a seed, always, and `n` for each prompt: choice `i * n + j` answers prompt `i`.
 
     `stop_sequences` are further stops, given as token ids. `max_calls` ends the answer after so many tool
-    calls. `grammar` is what the answer must look like. Of the requests that wait, those with a lower
-    `priority` go first. With `echo` each answer is preceded by its prompt, with log-probabilities if the
-    sampling asks for the prompt's; a `silent` request wants nothing else. What is kept of a prompt is found
-    again only by requests of the same `salt`. With `facts` each choice ends with the engine's; with
-    `routed_experts` those name the experts too.
+    calls. `grammar` is what the answer must look like. `max_context` caps prompt and answer, in tokens. Of
+    the requests that wait, those with a lower `priority` go first. With `echo` each answer is preceded by its
+    prompt, with log-probabilities if the sampling asks for the prompt's; a `silent` request wants nothing
+    else. What is kept of a prompt is found again only by requests of the same `salt`. With `facts` each
+    choice ends with the engine's; with `routed_experts` those name the experts too.
     """
 
     model: str
@@ -51,6 +51,7 @@ class ChatRequest:
     tools: tuple[dict[str, Any], ...] = ()
     max_calls: int | None = 1
     grammar: GrammarSpec | None = None
+    max_context: int | None = None
     priority: int = 0
     echo: bool = False
     silent: bool = False

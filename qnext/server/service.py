@@ -26,6 +26,12 @@ from .settings import Settings
 
 Take = Callable[[Demand], Awaitable[Sequence[int]]]
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+# What the hosted service assumes of its models; what a checkpoint recommends goes before it.
+_ASSUMED: dict[str, dict[str, float]] = {
+    "instruct": {"temperature": 0.7, "top_p": 0.8, "top_k": 20},
+    "thinking": {"temperature": 0.6, "top_p": 0.95, "top_k": 20},
+    "base": {},
+}
 
 
 class Engine(Protocol):
@@ -73,12 +79,13 @@ class Service:
 
     def rules(self, name: str) -> Rules:
         served = self.find(name)
-        defaults = {key: value for key, value in served.chat.defaults.items() if key in _SAMPLING}
+        recommended = {key: value for key, value in served.chat.defaults.items() if key in _SAMPLING}
+        kind = "thinking" if served.chat.is_thinking else "instruct" if served.chat.has_template else "base"
         return Rules(
             thinking=served.chat.is_thinking,
             template=served.chat.has_template,
             vocab_size=served.chat.tokenizer.vocab_size,
-            defaults={"presence_penalty": self._settings.presence_penalty, **defaults},
+            defaults={"presence_penalty": self._settings.presence_penalty, **_ASSUMED[kind], **recommended},
             max_output=self._settings.max_output_tokens,
             max_thinking=self._settings.max_thinking_tokens,
             thinking_non_stream=self._settings.thinking_non_stream == "allow",
@@ -121,7 +128,7 @@ class Service:
     def _encode_all(
         self, served: Served, request: ChatRequest
     ) -> tuple[list[text.Prompt], list[Grammar | None]]:
-        context = self._context(served)
+        context = self._context(served, request)
         prompts = []
         for asked in request.prompts:
             prompt = _encode(served, asked, request.tools)
@@ -138,15 +145,16 @@ class Service:
         self, take: Take, served: Served, request: ChatRequest, prompts: Sequence[text.Prompt], tokens: int
     ) -> list[int | None]:
         """The length of each answer where it is shorter than what would hold anyway."""
-        sampling, context = request.sampling, self._context(served)
+        sampling, context = request.sampling, self._context(served, request)
         each = [1 if request.silent else most(sampling, served.chat, prompt, context) for prompt in prompts]
         wishes = [wish for wish in each for _ in range(sampling.n)]
         fixed = request.silent or sampling.max_tokens is not None or sampling.max_total_tokens is not None
         granted = await take(Demand(served.name, tokens, tuple(wishes), fixed))
         return [given if given < wish else None for given, wish in zip(granted, wishes, strict=True)]
 
-    def _context(self, served: Served) -> int:
-        return min(served.context_length, self._settings.max_context or served.context_length)
+    def _context(self, served: Served, request: ChatRequest) -> int:
+        caps = (self._settings.max_context, request.max_context)
+        return min([served.context_length, *(cap for cap in caps if cap is not None)])
 
     def _start(
         self,
@@ -161,9 +169,9 @@ class Service:
     ) -> Choice:
         """Hand answer `j` to `prompt` to the engine; it has at most `cap` tokens, if there is one."""
         chat, sampling = served.chat, request.sampling
-        total, room = longest(sampling, chat) if cap is None else cap, self._context(served) - len(prompt.ids)
-        if total is not None or self._settings.max_context is not None:
-            total = min(room, total or room)
+        context, total = self._context(served, request), longest(sampling, chat) if cap is None else cap
+        if total is not None or context < served.context_length:
+            total = min(context - len(prompt.ids), total or context)
         asked = Request(
             prompt.ids,
             replace(

@@ -2,7 +2,7 @@
 
 Called by `dashscope`, `openai` and `openai_completions`. Invariants: the same parameters give the same
 `ChatRequest` in either protocol, so that the same seed gives the same text; a boolean or a numeric string is
-never a number; what is unknown or null is absent.
+never a number; what is unknown is ignored, and what is null is absent (but for `top_k`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .exchange import ChatRequest, Conversation, Prompt, Rules
 Params = Mapping[str, Any]
 MAX_STOPS = 16
 MAX_PRIORITY = 2**31
+MAX_CONTEXT = 2**31
 _Ids = tuple[int, ...]
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NO_JSON = (
@@ -73,7 +74,8 @@ def chat_request(
     logprobs: int | None,
 ) -> ChatRequest:
     """What all dialects share: sampling, stops, tools, thinking, the form of the answer, `priority` (lower
-    goes first), `return_facts`, `return_routed_experts`. `logprobs` is None or a number of alternatives."""
+    goes first), `max_context_length`, `return_facts`, `return_routed_experts`. `logprobs` is None or a number
+    of alternatives."""
     _thinking(params, rules, stream)
     tools, parallel = tools_on_offer(params), bool(flag(params, "parallel_tool_calls"))
     grammar = _grammar(params, prompts, tools, parallel)
@@ -98,6 +100,7 @@ def chat_request(
         max_calls=None if parallel else 1,
         grammar=grammar,
         priority=span(params, "priority", -MAX_PRIORITY, MAX_PRIORITY) or 0,
+        max_context=span(params, "max_context_length", 1, MAX_CONTEXT),
         facts=bool(flag(params, "return_facts")),
         routed_experts=bool(flag(params, "return_routed_experts")),
     )
@@ -134,6 +137,8 @@ def _sampling(params: Params) -> dict[str, float]:
     top_k = integer(params, "top_k", 0, unbounded, "Parameter top_k be greater than or equal to 0")
     if top_k is not None:
         given["top_k"] = top_k if top_k <= 100 else 0
+    elif "top_k" in params:  # spelled out, null means off
+        given["top_k"] = 0
     return given
 
 

@@ -77,6 +77,8 @@ REFUSED = [
         "tool_choice names 'g', but no tool of that name is given",
     ),
     ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex must be a regular expression"),
+    ({"max_context_length": 0}, "Range of max_context_length should be [1, 2147483648]"),
+    ({"max_context_length": "128K"}, "'max_context_length' must be Integer"),
     ({"priority": 0.5}, "'priority' must be Integer"),
     ({"priority": 2**40}, "Range of priority should be [-2147483648, 2147483648]"),
     ({"enable_thinking": "yes"}, "'enable_thinking' must be Boolean"),
@@ -208,8 +210,12 @@ def test_both_dialects_ask_for_the_same() -> None:
 
 
 def test_defaults_null_and_unknown() -> None:
-    nulls = dict.fromkeys(ALL) | {"response_format": None, "tools": None, "incremental_output": None}
-    for params in ({}, nulls, {"max_context_length": 5, "enable_search": True, "logit_bias": {}}):
+    nulls = dict.fromkeys(ALL.keys() - {"top_k"}) | {
+        "response_format": None,
+        "tools": None,
+        "incremental_output": None,
+    }
+    for params in ({}, nulls, {"max_context_length": 131_072, "enable_search": True, "logit_bias": {}}):
         for parse in (native, compat):
             asked = parse(params)
             sampling = asked.sampling
@@ -223,6 +229,8 @@ def test_defaults_null_and_unknown() -> None:
 def test_edges() -> None:
     assert native({"temperature": 0}).sampling.temperature == 0
     assert [native({"top_k": k}).sampling.top_k for k in (0, 100, 101, 10**40, 5.0)] == [0, 100, 0, 0, 5]
+    assert native({"top_k": None}).sampling.top_k == compat({"top_k": None}).sampling.top_k == 0
+    assert native({"max_context_length": 5}).max_context == 5 and native({}).max_context is None
     assert native({"max_tokens": 32_768.0}).sampling.max_tokens == 32_768
     assert native({"seed": SEED}).sampling.seed == SEED
     assert native({"n": 4, "tools": [TOOL]}).sampling.n == 1
