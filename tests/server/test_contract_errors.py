@@ -157,7 +157,7 @@ def test_in_mid_stream(way: str, live: Live) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("POST", "/api/v1/services/aigc/multimodal-generation/generation", 404, "InvalidURL"),
+        ("POST", "/api/v1/services/aigc/multimodal-generation/generation", 400, "UnsupportedOperation"),
         ("GET", "/api/v1/nowhere", 404, "InvalidURL"),
         ("GET", "/api/v1/services/aigc/text-generation/generation", 405, "MethodNotAllowed"),
         ("POST", "/compatible-mode/v1/nowhere", 404, "not_found"),
