@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,15 +19,31 @@ FILES = sorted(path.name for path in HERE.parent.glob("test_*.py") if path.name 
 LOWER = [level for level in isa.LEVELS if level != isa.level() and isa.has(level)]
 
 
-@pytest.mark.timeout(900)  # all is compiled anew, on a machine that may be busy
-@pytest.mark.parametrize("level", LOWER)
-@pytest.mark.parametrize("file", FILES)
-def test_on_a_lower_level(file: str, level: str) -> None:
-    done = subprocess.run(
+Runs = dict[tuple[str, str], "Future[subprocess.CompletedProcess[str]]"]
+
+
+def run(file: str, level: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE.parent / file)],
         env={**os.environ, "QNEXT_ISA": level},
         capture_output=True,
         text=True,
         cwd=HERE.parents[3],
     )
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
+    """Those that were asked for, two at a time: nearly all of it is compiling, which one core does."""
+    asked = [item.callspec.params for item in request.session.items if item.path == HERE]  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(2) as pool:
+        yield {(each["file"], each["level"]): pool.submit(run, each["file"], each["level"]) for each in asked}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.timeout(900)  # all is compiled anew, on a machine that may be busy
+@pytest.mark.parametrize("level", LOWER)
+@pytest.mark.parametrize("file", FILES)
+def test_on_a_lower_level(file: str, level: str, runs: Runs) -> None:
+    done = runs[file, level].result()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
