@@ -22,6 +22,8 @@ from .keys import Keys
 from .metrics import render
 from .native_routes import NativeRoutes
 from .refused_routes import RefusedRoutes
+from .response_routes import ResponseRoutes
+from .response_store import StoredResponses
 from .service import Service
 from .settings import Settings
 from .vllm_routes import VllmRoutes
@@ -40,6 +42,7 @@ def create_app(service: Service, keys: Keys, admission: Admission, settings: Set
         Route("/metrics", _Metrics(service).page, methods=["GET"]),
         *NativeRoutes(gate).routes(),
         *CompatRoutes(gate).routes(),
+        *ResponseRoutes(gate, StoredResponses(keys.store, settings.response_days)).routes(),
         *AnthropicRoutes(gate).routes(),
         *VllmRoutes(gate).routes(),
         *RefusedRoutes(gate).routes(),

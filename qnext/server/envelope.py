@@ -34,7 +34,8 @@ def response_headers(request: Request) -> dict[str, str]:
 def is_native(path: str) -> bool:
     """Which dialect speaks at a path, for errors as well: native below /api, and at its path below other
     bases."""
-    return path.startswith("/api/") or "/services/aigc/" in path
+    compatible = path.startswith("/api/v2/apps/protocols/compatible-mode/")
+    return (path.startswith("/api/") and not compatible) or "/services/aigc/" in path
 
 
 def is_anthropic(path: str) -> bool:

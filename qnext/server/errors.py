@@ -26,6 +26,7 @@ Kind = Literal[
     "capacity",
     "url",
     "method",
+    "missing",
 ]
 # Those that say: not now, or not for you, though nothing is wrong with the request.
 REFUSALS: frozenset[Kind] = frozenset(
@@ -60,6 +61,7 @@ _TABLE: dict[Kind, _Row] = {
     "capacity": _Row(503, "ModelServingError", "model_serving_error", "model_serving_error"),
     "url": _Row(404, "InvalidURL", "not_found"),
     "method": _Row(405, "MethodNotAllowed", "method_not_allowed"),
+    "missing": _Row(404, "NotFound", "not_found"),
 }
 
 
@@ -151,6 +153,11 @@ def bad_key(base_url: str) -> ApiError:
 def no_model(name: str) -> ApiError:
     words = f"The model `{name}` does not exist or you do not have access to it."
     return ApiError("model", f"Model not exist. {words}", compat=words, param="model")
+
+
+def missing(what: str, name: str) -> ApiError:
+    """There is no such object, or it is another key's: nobody learns which."""
+    return ApiError("missing", f"No such {what}: {name}", param="id")
 
 
 def invalid(message: str, param: str | None = None) -> ApiError:

@@ -150,11 +150,13 @@ class ChatEvent:
 
 @dataclass
 class Part:
-    """A stretch of an answer that is all of one kind: reasoning, content, or a call (which has no text)."""
+    """A stretch of an answer that is all of one kind: reasoning, content with its tokens if they were asked
+    for, or a call, which has no text."""
 
     kind: Literal["reasoning", "content", "call"]
     text: str = ""
     call: ToolCall | None = None
+    logprobs: list[Logprob] = field(default_factory=list)
 
 
 @dataclass
@@ -182,6 +184,7 @@ class Choice:
                 self.parts[-1].text += text
             else:
                 self.parts.append(Part(kind, text))
+            self.parts[-1].logprobs += event.logprobs
 
 
 @dataclass

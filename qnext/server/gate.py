@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -32,6 +32,7 @@ from .sse import KEEP_ALIVE, ClientGone, EventStream, dump, while_connected
 COMPAT_BASES = ("/compatible-mode/v1", "/v1")
 NATIVE_BASE = "/api/v1"
 ANTHROPIC_BASE = "/apps/anthropic"
+Keep = Callable[[Answer], Awaitable[None]]
 _LOG = logging.getLogger("qnext.server")
 
 
@@ -82,11 +83,16 @@ class Gate:
         large = len(raw) > 2**16  # long enough to be felt by everyone on the event loop
         return await asyncio.to_thread(_load, raw) if large else _load(raw)
 
-    async def respond(self, request: Request, key: Key, asked: ChatRequest, reply: Reply) -> Response:
-        """Ask the engine; answer whole, or as a stream from the first event on."""
+    async def respond(
+        self, request: Request, key: Key, asked: ChatRequest, reply: Reply, keep: Keep | None = None
+    ) -> Response:
+        """Ask the engine; answer whole, or as a stream from the first event on. `keep` is given an answer
+        that is complete, before its client learns that it is."""
         events = self.answer(key, asked, request_id(request), response_headers(request))
         if not asked.stream:
             answer = await while_connected(request.receive, gather(events))
+            if keep is not None:
+                await keep(answer)
             return json_response(reply.body(answer))
         first = asyncio.ensure_future(anext(events))
         silence = self.settings.keep_alive
@@ -101,7 +107,7 @@ class Gate:
             raise
         if first.done():
             first.result()
-        return EventStream(_frames(first, events, reply), silence)
+        return EventStream(_frames(first, events, reply, keep), silence)
 
     async def answer(
         self, key: Key, asked: ChatRequest, request_id: str, headers: dict[str, str] | None = None
@@ -176,7 +182,10 @@ def _no_constant(name: str) -> NoReturn:
 
 
 async def _frames(
-    first: asyncio.Future[ChatEvent], events: AsyncGenerator[ChatEvent, None], reply: Reply
+    first: asyncio.Future[ChatEvent],
+    events: AsyncGenerator[ChatEvent, None],
+    reply: Reply,
+    keep: Keep | None,
 ) -> AsyncGenerator[bytes, None]:
     """The bytes of a stream; a failure is told in its last frame, never by silence."""
     answer = Answer()
@@ -189,6 +198,8 @@ async def _frames(
         async for event in events:
             answer.add(event)
             yield reply.frames(event, answer)
+        if keep is not None:
+            await keep(answer)
         yield reply.end(answer)
     except ApiError as error:
         yield reply.failure(error, answer)

@@ -64,6 +64,11 @@ class Keys:
     def __init__(self, store: Engine) -> None:
         self._store = store
 
+    @property
+    def store(self) -> Engine:
+        """Where the keys are; the server keeps its other rows beside them."""
+        return self._store
+
     def create(self, name: str = "default", **limits: int | None) -> tuple[Key, str]:
         """A new key with `limits`, and its secret `sk-` + 32 hex digits, which is not kept. Raises ValueError
         for a limit that is none."""

@@ -34,7 +34,8 @@ class Settings:
     1.5 for instruct). `max_context` caps the context of every model, in tokens. `max_output_tokens` and
     `max_thinking_tokens` are the largest values a request may ask for. `keep_alive` is the silence, in
     seconds, after which a stream gets a comment line; a request that takes longer than `request_timeout`
-    seconds (None: however long) fails. A stop signal lets answers finish for `drain_seconds`.
+    seconds (None: however long) fails. Stored responses are kept for `response_days`. A stop signal lets
+    answers finish for `drain_seconds`.
 
     `rpm`, `tpm` (requests and tokens a minute), `concurrency` (answers at once) and `free_tokens` (a month
     and model) hold for keys that say nothing of their own; None is no limit, or, where `limits` is "hosted",
@@ -54,6 +55,7 @@ class Settings:
     keep_alive: float = 15.0
     request_timeout: float | None = None
     thinking_non_stream: Literal["allow", "reject"] = "allow"
+    response_days: float = 30.0
     drain_seconds: float = 20.0
     limits: Literal["off", "hosted"] = "off"
     rpm: int | None = None
@@ -76,6 +78,8 @@ class Settings:
         for name in ("keep_alive", "request_timeout", "drain_seconds"):
             value = getattr(self, name)
             _require(value is None or 0 < value < float("inf"), name, "seconds, more than 0", value)
+        days = self.response_days
+        _require(0 < days < float("inf"), "response_days", "days, more than 0", days)
         thinking = self.thinking_non_stream
         _require(thinking in ("allow", "reject"), "thinking_non_stream", "allow or reject", thinking)
 
@@ -130,6 +134,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "keep_alive": (float, "a number of seconds"),
     "request_timeout": (float, "a number of seconds"),
     "thinking_non_stream": (str, "allow or reject"),
+    "response_days": (float, "a number of days"),
     "drain_seconds": (float, "a number of seconds"),
     "limits": (str, "off or hosted"),
     "rpm": (int, "a number of requests"),

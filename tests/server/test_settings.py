@@ -51,6 +51,7 @@ def test_the_environment_decides() -> None:
         ("QNEXT_KEEP_ALIVE", "inf"),
         ("QNEXT_REQUEST_TIMEOUT", "0"),
         ("QNEXT_THINKING_NON_STREAM", "maybe"),
+        ("QNEXT_RESPONSE_DAYS", "0"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(name: str, value: str) -> None:
