@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from random import Random
 
 from qnext import LLM, SamplingParams
-from qnext.train.synthetic.chat import FAMILIES
-from qnext.train.synthetic.dialogue import Dialogue, Setting, check
+from qnext.synthetic.chat import FAMILIES
+from qnext.synthetic.dialogue import Dialogue, Setting, check
 
 GREEDY = SamplingParams(temperature=0, max_tokens=300, thinking_budget=300)
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from qnext.synthetic.chat import FAMILIES, compose
+from qnext.synthetic.dialogue import Setting
 from qnext.text.chat import Chat
 
 from .batch import Batch, Source
@@ -25,8 +27,6 @@ from .conversations import (
     without_earlier_reasoning,
 )
 from .documents import READERS, read_documents, read_told_stories
-from .synthetic.chat import FAMILIES, compose
-from .synthetic.dialogue import Setting
 
 T = TypeVar("T")
 _WAITING = 8  # examples kept for the next row when they do not fit into this one

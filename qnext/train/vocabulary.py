@@ -16,10 +16,11 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from qnext.synthetic import languages, tools
+from qnext.synthetic.dialogue import Dialogue, Setting
+from qnext.synthetic.slots import table
+
 from .documents import read_documents, read_text
-from .synthetic import languages, tools
-from .synthetic.dialogue import Dialogue, Setting
-from .synthetic.slots import table
 
 ROWS = 4096
 # Qwen's split: contractions, words with one leading sign or space, single digits, signs, line ends, spaces.

@@ -9,6 +9,8 @@ from random import Random
 import pytest
 
 import qnext
+from qnext.synthetic.chat import compose
+from qnext.synthetic.dialogue import Setting
 from qnext.text.messages import Message, ToolCall
 from qnext.train.conversations import (
     ConversationEncoder,
@@ -17,8 +19,6 @@ from qnext.train.conversations import (
     read_conversations,
     without_earlier_reasoning,
 )
-from qnext.train.synthetic.chat import compose
-from qnext.train.synthetic.dialogue import Setting
 
 MODELS = Path(qnext.__file__).parent / "models"
 CHATS = {variant: load_chat(MODELS / "tiny-base", variant) for variant in ("instruct", "thinking")}

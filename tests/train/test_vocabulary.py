@@ -8,9 +8,9 @@ from random import Random
 
 import pytest
 
+from qnext.synthetic.chat import compose
+from qnext.synthetic.dialogue import Setting
 from qnext.text.tokenizer import Tokenizer
-from qnext.train.synthetic.chat import compose
-from qnext.train.synthetic.dialogue import Setting
 from qnext.train.vocabulary import PLAIN_ADDED, SPECIAL, train_vocabulary, write_vocabulary
 
 TEXTS = [message.content for i in range(300) for message in compose(Random(i), Setting()).messages]

@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from qnext.train.synthetic import facts, languages, manners, recall
-from qnext.train.synthetic.dialogue import Setting, contains
-from qnext.train.synthetic.slots import table
+from qnext.synthetic import facts, languages, manners, recall
+from qnext.synthetic.dialogue import Setting, contains
+from qnext.synthetic.slots import table
 
 
 def test_there_are_a_hundred_and_fifty_plain_questions() -> None:

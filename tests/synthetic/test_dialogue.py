@@ -10,10 +10,10 @@ from random import Random
 
 import pytest
 
+from qnext.synthetic.chat import FAMILIES, compose
+from qnext.synthetic.dialogue import Dialogue, Setting, ask, check, contains
+from qnext.synthetic.slots import article, draw, fill, listing, request, share, table, vary, words
 from qnext.text.messages import ToolCall
-from qnext.train.synthetic.chat import FAMILIES, compose
-from qnext.train.synthetic.dialogue import Dialogue, Setting, ask, check, contains
-from qnext.train.synthetic.slots import article, draw, fill, listing, request, share, table, vary, words
 
 STORIES = (
     "Once upon a time, there was a little dog named Rex. Rex liked to run in the park.\n\nOne day, he found "

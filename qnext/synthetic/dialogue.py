@@ -1,8 +1,8 @@
 """Dialogue: what a generator of this package makes, a conversation that ends in the answer to be learned.
 
-Every family returns one, `chat` chains them, `conversations` turns them into ids, evaluations ask without the
-last message and give the model's answer to `check`. Invariant: messages end with an assistant turn, every
-assistant turn carries a reasoning, and the last turn itself passes its own `check`.
+Every family returns one, `chat` chains them, `train/conversations` turns them into ids, evaluations ask
+without the last message and give the model's answer to `check`. Invariant: messages end with an assistant
+turn, every assistant turn carries a reasoning, and the last turn itself passes its own `check`.
 """
 
 from __future__ import annotations

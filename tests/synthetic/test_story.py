@@ -7,9 +7,9 @@ from random import Random
 
 import pytest
 
-from qnext.train.synthetic import story
-from qnext.train.synthetic.dialogue import Setting, contains
-from qnext.train.synthetic.slots import table
+from qnext.synthetic import story
+from qnext.synthetic.dialogue import Setting, contains
+from qnext.synthetic.slots import table
 
 REAL = (
     "Once upon a time, there was a little dog named Rex. Rex liked to run in the park. "

@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
+from qnext.synthetic import tools
+from qnext.synthetic.dialogue import Setting, ask
+from qnext.synthetic.slots import table
 from qnext.text.messages import Message
-from qnext.train.synthetic import tools
-from qnext.train.synthetic.dialogue import Setting, ask
-from qnext.train.synthetic.slots import table
 
 SCHEMAS = {tool["name"]: tool for tool in table("tools")["tool"]}
 ARTICLE = {

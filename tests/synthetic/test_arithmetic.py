@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qnext.train.synthetic import arithmetic
-from qnext.train.synthetic.dialogue import Setting
+from qnext.synthetic import arithmetic
+from qnext.synthetic.dialogue import Setting
 
 STEP = re.compile(r"(?<![\d+x-] )(?<!\d)(\d+(?: [-+x] \d+)+) = (-?\d+)")
 
