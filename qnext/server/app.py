@@ -6,6 +6,8 @@ is written in the dialect of its path.
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
+
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,9 +16,13 @@ from starlette.routing import Route
 
 from .admission import Admission
 from .anthropic_routes import AnthropicRoutes
+from .batch_routes import BatchRoutes
+from .batch_runner import BatchRunner
+from .batch_store import BatchStore
 from .compat_routes import CompatRoutes
 from .envelope import Envelope, error_response, request_id
 from .errors import ApiError, internal
+from .file_routes import FileRoutes
 from .gate import Gate, json_response
 from .keys import Keys
 from .metrics import render
@@ -26,17 +32,33 @@ from .response_routes import ResponseRoutes
 from .response_store import StoredResponses
 from .service import Service
 from .settings import Settings
+from .stored_files import StoredFiles
+from .task_routes import TaskRoutes
 from .vllm_routes import VllmRoutes
 
 
 def create_app(service: Service, keys: Keys, admission: Admission, settings: Settings) -> FastAPI:
     """The ASGI application that serves the models of `service` to the holders of `keys`, as far as
     `admission` lets them."""
-    app = FastAPI(title="qnext", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    gate = Gate(service, keys, admission, settings)
+    files = StoredFiles(keys.store, settings.home / "files", settings.max_stored_bytes)
+    batches = BatchStore(keys.store, files)
+    runner = BatchRunner(gate, keys, files, batches)
+
+    def lifespan(_app: FastAPI) -> AbstractAsyncContextManager[None]:
+        return runner.running()
+
+    app = FastAPI(
+        title="qnext",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
     app.add_middleware(Envelope)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
-    gate = Gate(service, keys, admission, settings)
     app.router.routes += [
         Route("/healthz", _health, methods=["GET"]),
         Route("/metrics", _Metrics(service).page, methods=["GET"]),
@@ -46,6 +68,9 @@ def create_app(service: Service, keys: Keys, admission: Admission, settings: Set
         *AnthropicRoutes(gate).routes(),
         *VllmRoutes(gate).routes(),
         *RefusedRoutes(gate).routes(),
+        *FileRoutes(gate, files, batches).routes(),
+        *BatchRoutes(gate, files, batches, runner).routes(),
+        *TaskRoutes(gate, batches, runner).routes(),
     ]
     return app
 

@@ -106,6 +106,10 @@ class ApiError(Exception):
         return _TABLE[self.kind].status
 
     @property
+    def native_code(self) -> str:
+        return _TABLE[self.kind].native
+
+    @property
     def headers(self) -> dict[str, str]:
         found = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         return found if self.retry else found | {"x-should-retry": "false"}
@@ -113,7 +117,7 @@ class ApiError(Exception):
 
 def native_body(error: ApiError, request_id: str) -> dict[str, Any]:
     row = _TABLE[error.kind]
-    return {"code": row.native, "message": error.message, "request_id": request_id} | _numbered(row)
+    return {"code": error.native_code, "message": error.message, "request_id": request_id} | _numbered(row)
 
 
 def compat_body(error: ApiError, request_id: str) -> dict[str, Any]:

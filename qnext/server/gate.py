@@ -81,7 +81,7 @@ class Gate:
             if len(raw) > limit:
                 raise too_large
         large = len(raw) > 2**16  # long enough to be felt by everyone on the event loop
-        return await asyncio.to_thread(_load, raw) if large else _load(raw)
+        return await asyncio.to_thread(json_object, raw) if large else json_object(raw)
 
     async def respond(
         self, request: Request, key: Key, asked: ChatRequest, reply: Reply, keep: Keep | None = None
@@ -164,8 +164,9 @@ async def gather(events: AsyncGenerator[ChatEvent, None]) -> Answer:
     return answer
 
 
-def _load(raw: bytearray) -> dict[str, Any]:
-    """The JSON object of a body. A lone surrogate, which can be spelled but is no text, becomes "?"."""
+def json_object(raw: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object of a body. A lone surrogate, which can be spelled but is no text, becomes "?". Raises
+    ApiError when it is none."""
     try:
         body = json.loads(raw.decode("utf-8-sig"), parse_constant=_no_constant)
         if b"\\u" in raw:

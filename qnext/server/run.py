@@ -38,7 +38,7 @@ def serve(app: ASGIApp, host: str, port: int) -> None:
         host=host,
         port=port,
         log_level="warning",
-        lifespan="off",
+        lifespan="on",
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )

@@ -27,6 +27,20 @@ HOSTED_LIMITS = {"rpm": 600, "tpm": 1_000_000, "free_tokens": 1_000_000}
 LIMITS = ("rpm", "tpm", "concurrency", "free_tokens")
 
 
+_COUNTS = {
+    "max_context": "tokens",
+    "max_output_tokens": "tokens",
+    "max_thinking_tokens": "tokens",
+    "max_body_bytes": "bytes",
+    "max_file_bytes": "bytes",
+    "max_stored_bytes": "bytes",
+    "max_batch_lines": "lines",
+    "max_line_bytes": "bytes",
+    "max_batches": "batches",
+    "batch_concurrency": "lines",
+}
+
+
 @dataclass(frozen=True)
 class Settings:
     """`aliases` maps names that clients may ask for to the model that answers; an alias of a model that is
@@ -40,7 +54,12 @@ class Settings:
     `rpm`, `tpm` (requests and tokens a minute), `concurrency` (answers at once) and `free_tokens` (a month
     and model) hold for keys that say nothing of their own; None is no limit, or, where `limits` is "hosted",
     what the hosted service gives. `prices` are by model. `limits_storage` is where rates are counted: memory,
-    or `redis://…` for several servers. Raises ValueError naming the environment variable.
+    or `redis://…` for several servers.
+
+    A stored file has at most `max_file_bytes`, all files that one key uploaded together `max_stored_bytes`. A
+    batch has at most `max_batch_lines` lines of `max_line_bytes` each, a key at most `max_batches` that have
+    not ended; of all batches `batch_concurrency` lines are answered at once. Raises ValueError naming the
+    environment variable.
     """
 
     host: str = "127.0.0.1"
@@ -64,13 +83,18 @@ class Settings:
     free_tokens: int | None = None
     prices: Mapping[str, Price] = field(default_factory=lambda: prices("0.15/1.2"))
     limits_storage: str = "memory://"
+    max_file_bytes: int = 500 * 2**20
+    max_stored_bytes: int = 10 * 2**30
+    max_batch_lines: int = 50_000
+    max_line_bytes: int = 6 * 2**20
+    max_batches: int = 100
+    batch_concurrency: int = 4
 
     def __post_init__(self) -> None:
         _require(bool(self.host), "host", "an address such as 127.0.0.1", self.host)
         _require(0 <= self.port < 65536, "port", "a number from 0 to 65535", self.port)
         _require(-2 <= self.presence_penalty <= 2, "presence_penalty", "-2 to 2", self.presence_penalty)
-        sizes = ("max_context", "max_output_tokens", "max_thinking_tokens", "max_body_bytes")
-        for name in (*sizes, "rpm", "tpm", "concurrency"):
+        for name in (*_COUNTS, "rpm", "tpm", "concurrency"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "1 or more", value)
         _require((self.free_tokens or 0) >= 0, "free_tokens", "0 or more", self.free_tokens)
@@ -127,10 +151,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "home": (lambda text: Path(text).expanduser(), "a folder"),
     "aliases": (_aliases, "name=model pairs separated by commas"),
     "presence_penalty": (float, "a number from -2 to 2"),
-    "max_context": (int, "a number of tokens"),
-    "max_output_tokens": (int, "a number of tokens"),
-    "max_thinking_tokens": (int, "a number of tokens"),
-    "max_body_bytes": (int, "a number of bytes"),
+    **{name: (int, f"a number of {unit}") for name, unit in _COUNTS.items()},
     "keep_alive": (float, "a number of seconds"),
     "request_timeout": (float, "a number of seconds"),
     "thinking_non_stream": (str, "allow or reject"),

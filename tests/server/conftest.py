@@ -6,8 +6,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -78,25 +80,31 @@ def running(
     request: pytest.FixtureRequest, service: Service, engines: dict[str, FakeEngine], settings: Settings
 ) -> Iterator[Live]:
     pytest.importorskip(request.param)
+    with serving(service, engines, settings, request.param) as live:
+        yield live
+
+
+@contextmanager
+def serving(
+    service: Service, engines: dict[str, FakeEngine], settings: Settings, http: Literal["h11", "httptools"]
+) -> Iterator[Live]:
+    """A server of one's own."""
     store = open_store(settings.home)
     keys, admission = Keys(store), Admission(store, settings)
     _, secret = keys.create("tests")
-    config = uvicorn.Config(
-        create_app(service, keys, admission, settings),
-        log_level="critical",
-        http=request.param,
-        lifespan="off",
-    )
-    server = uvicorn.Server(config)
+    app = create_app(service, keys, admission, settings)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http=http, lifespan="on"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", secret, keys, engines, admission)
-        server.should_exit = True
-        thread.join()
-    admission.close()
+        try:
+            yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", secret, keys, engines, admission)
+        finally:
+            server.should_exit = True
+            thread.join()
+            admission.close()
 
 
 @pytest.fixture
