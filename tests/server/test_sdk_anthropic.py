@@ -311,3 +311,12 @@ def test_dashscope_async(live: Live) -> None:
             return [answer.choices[0].message.content, "".join(pieces)]
 
     assert asyncio.run(ask_all()) == ["Hello there, ", "Hello there, friend."]
+
+
+def test_long_silence_and_an_empty_beginning(live: Live) -> None:
+    """Comments that keep a stream alive do not disturb the SDK; an assistant may have said nothing yet."""
+    live.instruct.delay = 0.7
+    with sdk(live) as client:
+        turns: Any = [*HI, {"role": "assistant", "content": ""}]
+        with client.messages.stream(model="tiny-instruct", max_tokens=2, messages=turns) as stream:
+            assert stream.get_final_message().stop_reason == "max_tokens"
