@@ -47,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="settings that differ from the recipe's"
     )
 
+    verb = verbs.add_parser("eval", help="put questions with known answers to models")
+    _add_eval(verb)
+
     verb = verbs.add_parser("convert", help="rewrite a checkpoint in the published layout, or packed")
     verb.add_argument("source", help="checkpoint directory (bf16, fp16, fp32 or block-FP8)")
     verb.add_argument("target", help="directory to make")
@@ -62,6 +65,17 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("action", choices=("create", "list", "revoke"))
     verb.add_argument("key", nargs="?", help="create: a name for it; revoke: its number")
     return top
+
+
+def _add_eval(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("suite", choices=("embedded",), help="the gates that the embedded models must pass")
+    verb.add_argument(
+        "models", nargs="*", metavar="MODEL", help="checkpoint directories (default: all embedded)"
+    )
+    verb.add_argument("--data", type=Path, metavar="DIR", help="data folder, for the held-out stories")
+    verb.add_argument("--questions", type=int, default=200, help="of each gate (default 200)")
+    verb.add_argument("--seed", type=int, default=0, help="of the questions (default 0)")
+    verb.add_argument("--json", action="store_true", help="a JSON line for each gate")
 
 
 def _add_packing(verb: argparse.ArgumentParser) -> None:

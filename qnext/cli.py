@@ -178,6 +178,29 @@ def train(options: Options) -> None:
     train(options.recipe, options.overrides, _console())
 
 
+def evaluate(options: Options) -> int:
+    """Examine models; 1 if one of them misses a gate."""
+    from .evals.embedded import examine
+    from .evals.report import HEAD, json_line, line
+    from .examinee import subject
+    from .llm import LLM
+    from .models import EMBEDDED
+    from .train.documents import read_told_stories
+
+    stories = read_told_stories(options.data / "train", heldout=True) if options.data else ()
+    show, passed = (json_line if options.json else line), True
+    if not options.json:
+        print(HEAD)
+    answering = [model for model in EMBEDDED if options.data or model != "tiny-base"]  # a loss needs data
+    for model in options.models or answering:
+        with LLM(model) as llm:
+            name = Path(model).resolve().name
+            for result in examine(subject(llm, name), stories, options.questions, options.seed):
+                print(show(name, result), flush=True)
+                passed &= result.passed
+    return 0 if passed else 1
+
+
 def convert(options: Options) -> None:
     """Read a checkpoint, whole and strictly, and write it in the published layout, or packed."""
     from .model.qwen3_next import Qwen3Next
@@ -218,36 +241,13 @@ def _pack(options: Options, source: Path, target: Path) -> None:
 
 def info(options: Options) -> None:
     """Architecture, parameters, bytes and the backend of a checkpoint or of a bare config.json."""
-    import json
-
     from .kernels.select import backend_names
-    from .model.checkpoint import Checkpoint
-    from .model.config import ModelConfig
-    from .model.packed_file import inspect_packed, is_packed
-    from .model.summary import Summary, describe_packed
+    from .model.summary import inspect
     from .models import EMBEDDED, locate
 
-    path, packed = (
-        locate(options.model) if options.model in EMBEDDED else Path(options.model),
-        dict[str, str](),
-    )
-    if path.is_dir() and is_packed(path):
-        config, scheme, _ = inspect_packed(path)
-        packed = dict(describe_packed(config, scheme))
-    elif path.is_dir() and any(path.glob("*.safetensors")):
-        checkpoint = Checkpoint(path)
-        config = ModelConfig.from_dict(checkpoint.config_dict, mtp_layers=checkpoint.mtp_layers)
-    else:
-        file = path / "config.json" if path.is_dir() else path
-        try:
-            config = ModelConfig.from_dict(json.loads(file.read_text("utf-8")))
-        except OSError as error:
-            raise ValueError(f"{file}: {error.strerror}: give a directory or its config.json") from None
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}: not JSON ({error})") from None
-    for label, text in {**dict(Summary.of(config).describe(config)), **packed}.items():
+    path = locate(options.model) if options.model in EMBEDDED else Path(options.model)
+    for label, text in [*inspect(path), ("backend", ", ".join(backend_names("cpu")))]:
         print(f"{label:<13}{text}")
-    print(f"{'backend':<13}{', '.join(backend_names('cpu'))}")
 
 
 def keys(options: Options) -> None:
@@ -285,6 +285,7 @@ _VERBS: dict[str, Callable[[Options], int | None]] = {
     "chat": chat,
     "warmup": warmup,
     "train": train,
+    "eval": evaluate,
     "convert": convert,
     "info": info,
     "keys": keys,

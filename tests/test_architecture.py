@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": {"model", "kernels", "text", "config", "synthetic"},
     "llm": {"engine", "text", "models"},
     "server": {"engine", "text", "config"},
+    "examinee": {"llm", "engine", "evals"},
     "terminal": {"llm", "engine", "text"},
     "arguments": {"version"},
 }

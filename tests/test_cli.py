@@ -13,6 +13,7 @@ import pytest
 from qnext.cli import main
 
 from .model.published import PUBLISHED
+from .train.corpus import write_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,20 @@ def test_convert_packs_and_info_tells_how(tmp_path: Path, capsys: pytest.Capture
     assert "MiB: " in out and "in int4, " in out and "in float32" in out and "3 Gated DeltaNet" in out
 
 
+def test_eval_prints_a_line_for_each_gate_and_exits_1_when_one_is_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path)
+    arguments = ["eval", "embedded", "tiny-base", "--data", str(tmp_path), "--questions", "3"]
+    code = main(arguments)
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[0] == "model" and row.startswith("tiny-base       held-out story loss")
+    assert (code, "MISSED" in row) in ((0, False), (1, True))
+    assert main([*arguments, "--json"]) == code
+    (found,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert found["count"] == 3 and found["passed"] is (code == 0) and found["low"] < found["high"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -107,6 +122,10 @@ def test_convert_packs_and_info_tells_how(tmp_path: Path, capsys: pytest.Capture
         (["info", "no-such-model"], "no-such-model"),
         (["train", "no-such-recipe.toml"], "no-such-recipe.toml: no such file"),
         (["convert", "no-such-model", "target"], "no model 'no-such-model'"),
+        (["eval", "embedded", "no-such-model"], "no model 'no-such-model'"),
+        (["eval", "embedded", "tiny-base"], "give --data"),
+        (["eval", "embedded", "tiny-instruct", "--questions", "0"], "questions is 0"),
+        (["eval", "embedded", "--data", "no-such-folder"], "set data.root to the folder"),
         (["keys", "revoke"], "revoke needs the number"),
         (["keys", "revoke", "99"], "key 99"),
     ],

@@ -5,13 +5,17 @@ Used by `cli info`. Invariant: counted from the layout of the checkpoint, not fr
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
+from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .layout import layout
+from .packed_file import inspect_packed, is_packed
 from .packed_layout import parts
 from .quant import empty
 from .scheme import Scheme
@@ -71,6 +75,31 @@ class Summary:
             ("delta state", f"{_bytes(self.state.delta)} a sequence in float32"),
             ("conv state", f"{_bytes(self.state.conv)} a sequence"),
         ]
+
+
+def inspect(path: Path) -> list[tuple[str, str]]:
+    """Lines of (label, text) for a checkpoint directory, a packed one, or a bare config.json. Raises
+    ValueError."""
+    if path.is_dir() and is_packed(path):
+        config, scheme, _ = inspect_packed(path)
+        packed = dict(describe_packed(config, scheme))
+        return list({**dict(Summary.of(config).describe(config)), **packed}.items())
+    config = read_config(path)
+    return Summary.of(config).describe(config)
+
+
+def read_config(path: Path) -> ModelConfig:
+    """The shape that a checkpoint directory or a bare config.json describes. Raises ValueError."""
+    if path.is_dir() and any(path.glob("*.safetensors")):
+        checkpoint = Checkpoint(path)
+        return ModelConfig.from_dict(checkpoint.config_dict, mtp_layers=checkpoint.mtp_layers)
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        return ModelConfig.from_dict(json.loads(file.read_text("utf-8")))
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}: give a directory or its config.json") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
 
 
 def describe_packed(config: ModelConfig, scheme: Scheme) -> list[tuple[str, str]]:

@@ -44,6 +44,17 @@ def plain(rng: Random, setting: Setting) -> Dialogue:
     return ask(vary(rng, question), answer, thought, [str(result)])
 
 
+def two_digit_sum(rng: Random, setting: Setting) -> Dialogue:
+    """ "What is 23 + 45?", both numbers of two digits: the measure of whether a model can add."""
+    while True:
+        a, b = rng.randint(10, 99), rng.randint(10, 99)
+        if _kept_back(a, b) == setting.heldout:
+            break
+    question = fill(rng, pick(rng, table("arithmetic")["forms"]["plus"], setting.heldout), {"a": a, "b": b})
+    thought, result = work("plus", a, b)
+    return ask(question, f"{a} + {b} = {result}.", thought, [str(result)])
+
+
 def problem(rng: Random, setting: Setting) -> Dialogue:
     """A story of one step, or of two where the model may think first."""
     made = rng.choice(table("arithmetic")["problem"])
@@ -115,8 +126,13 @@ def _numbers(rng: Random, kind: str, setting: Setting, largest: int = 3) -> tupl
             )
             if kind == "minus" and a < b and rng.random() < 0.9:
                 a, b = b, a
-        if ((a * 31 + b * 17) % 10 == 3) == setting.heldout:
+        if _kept_back(a, b) == setting.heldout:
             return a, b
+
+
+def _kept_back(a: int, b: int) -> bool:
+    """Whether training never sees this pair, in this order."""
+    return (a * 31 + b * 17) % 10 == 3
 
 
 def work(kind: str, a: int, b: int) -> tuple[str, int]:

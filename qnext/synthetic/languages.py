@@ -49,6 +49,11 @@ def make_in(rng: Random, code: str, setting: Setting) -> Dialogue:
     return _from(rng, code, kind, values, values["list" if kind == "count" else "word"])
 
 
+def greetings(code: str) -> list[str]:
+    """All ways to say hello in the language of this code. None of them is held out."""
+    return list(table("languages")[code]["talk"][0][0])
+
+
 def _from(rng: Random, code: str, kind: str, values: dict[str, str], must: str) -> Dialogue:
     questions, answers = table("languages")[code][kind]
     answer = fill(rng, rng.choice(answers), values)

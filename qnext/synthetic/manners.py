@@ -10,7 +10,7 @@ from random import Random
 from qnext.text.messages import Message
 
 from .dialogue import Dialogue, Setting, ask, assistant, user
-from .slots import draw, fill, first_upper, pick, table, vary
+from .slots import draw, fill, first_upper, pick, share, table, vary
 
 
 def make(rng: Random, setting: Setting) -> Dialogue:
@@ -20,6 +20,11 @@ def make(rng: Random, setting: Setting) -> Dialogue:
     talk = rng.choices(talks, weights)[0]
     question = vary(rng, pick(rng, talk["say"], setting.heldout))
     return ask(question, rng.choice(talk["answer"]), rng.choice(talk["thought"]))
+
+
+def greetings(heldout: bool) -> tuple[str, ...]:
+    """The trained, or the held-out, ways to say hello in English."""
+    return share(table("manners")["talk"][0]["say"], heldout)
 
 
 def remember(rng: Random, setting: Setting) -> Dialogue:

@@ -11,6 +11,7 @@ from random import Random
 
 from .dialogue import Dialogue, Setting, ask
 from .slots import article, draw, fill, first_upper, pick, table, vary, words
+from .story import compose_story
 
 _LISTS = ("animal", "thing", "fruit", "color", "name", "food", "city", "weekday", "word")
 
@@ -128,12 +129,43 @@ def look_up(rng: Random, setting: Setting) -> Dialogue:
 
 def needle(rng: Random, setting: Setting) -> Dialogue:
     """A sentence hidden in a story, or in other sentences where there are no stories."""
+    return _hidden(rng, setting, lambda: _filler(rng, setting))
+
+
+def far_needle(
+    rng: Random, setting: Setting, length: int, depth: float, measure: Callable[[str], int]
+) -> Dialogue:
+    """A sentence hidden in stories laid end to end, `length` long in all as `measure` sees it, up to a
+    sentence.
+
+    depth: where it hides, from 0 (the text begins with it) to 1 (it ends with it).
+    """
+
+    def filler() -> list[str]:
+        sentences: list[str] = []
+        room = length
+        while room > 0:
+            text = rng.choice(setting.stories) if setting.stories else compose_story(rng, setting).text
+            for sentence in _sentences(text.replace("\n\n", " ")):
+                if room > 0:
+                    sentences.append(sentence)
+                    room -= measure(f" {sentence}")
+        return sentences
+
+    return _hidden(rng, setting, filler, depth)
+
+
+def _hidden(
+    rng: Random, setting: Setting, filler: Callable[[], list[str]], depth: float | None = None
+) -> Dialogue:
+    """The question for a sentence among the filler's; `depth` None draws its place."""
     forms = table("recall")["needle"]
     which = rng.randrange(len(forms["line"]))
     values = {"code": str(rng.randint(10, 9999)), "word": draw(rng, "word", setting.heldout)}
     found = fill(rng, forms["line"][which], values)
-    sentences = _filler(rng, setting)
-    sentences.insert(rng.randint(0, len(sentences)), found)
+    sentences = filler()
+    place = rng.randint(0, len(sentences)) if depth is None else round(depth * len(sentences))
+    sentences.insert(place, found)
     question = f"{rng.choice(forms['before'])}\n{' '.join(sentences)}\n{forms['ask'][which]}"
     thought = fill(rng, forms["thought"], {"found": found})
     must = values["code"] if "{code}" in forms["line"][which] else values["word"]
@@ -143,5 +175,9 @@ def needle(rng: Random, setting: Setting) -> Dialogue:
 def _filler(rng: Random, setting: Setting) -> list[str]:
     if setting.stories:
         paragraph = rng.choice(setting.stories).split("\n\n")[0]
-        return paragraph.replace("! ", "!|").replace(". ", ".|").split("|")[: rng.randint(2, 12)]
+        return _sentences(paragraph)[: rng.randint(2, 12)]
     return [fill(rng, "The {animal} has a {thing}.") for _ in range(rng.randint(2, 12))]
+
+
+def _sentences(text: str) -> list[str]:
+    return text.replace("! ", "!|").replace(". ", ".|").split("|")

@@ -63,6 +63,16 @@ def test_held_out_pairs_are_never_trained() -> None:
     assert not pairs(True) & pairs(False)
 
 
+def test_sums_of_two_digits() -> None:
+    for heldout in (False, True):
+        for seed in range(200):
+            dialogue = arithmetic.two_digit_sum(Random(seed), Setting(heldout))
+            question, answer = (message.content for message in dialogue.messages)
+            a, b = map(int, re.findall(r"\d+", question))
+            assert 10 <= a <= 99 and 10 <= b <= 99 and arithmetic._kept_back(a, b) == heldout
+            assert answer == f"{a} + {b} = {a + b}." and dialogue.must == (str(a + b),)
+
+
 def test_problems_name_two_people_at_most_and_end_in_the_result() -> None:
     for seed in range(200):
         dialogue = arithmetic.problem(Random(seed), Setting(heldout=seed % 3 == 0))

@@ -93,3 +93,24 @@ def test_a_language_answers_in_itself(code: str) -> None:
     assert sum(any(mark in text for mark in marks) for text in texts) > 40
     assert not any(re.search(r"\b(the|is|you|and)\b", text) for text in texts)
     assert len(table("languages")[code]["numbers"].split(", ")) == 20
+
+
+def test_far_needles_lie_as_deep_and_as_far_as_asked() -> None:
+    stories = [f"One day, number {i} went home. The end of {i} came! It slept." for i in range(40)]
+    for setting in (Setting(True, stories=stories), Setting(True)):
+        for length in (50, 400):
+            for depth in (0.0, 0.5, 1.0):
+                dialogue = recall.far_needle(
+                    Random(f"{length}/{depth}"), setting, length, depth, lambda text: len(text.split())
+                )
+                _, text, question = dialogue.messages[0].content.split("\n")
+                found = re.search(r"The (?:secret|magic|number|pass)[^.]*\.", text)
+                assert found and contains(found.group(), dialogue.must[0]) and question.endswith("?")
+                assert length <= len(text.split()) < length + 40
+                assert abs(found.start() / (len(text) - len(found.group())) - depth) < 0.15
+
+
+def test_greetings_are_those_of_the_tables() -> None:
+    for code in languages.CODES:
+        assert set(languages.greetings(code)) == set(table("languages")[code]["talk"][0][0])
+    assert not set(manners.greetings(True)) & set(manners.greetings(False))
