@@ -1,7 +1,7 @@
 """How fast a packed checkpoint decodes, and how near that is to the memory's bandwidth.
 
     python benchmarks/decode.py CHECKPOINT [--batches 1 4 8] [--contexts 128 4096] [--tokens 32]
-        [--activations exact] [--llama PROGRAMS --gguf FILE]
+        [--layers 48] [--activations exact] [--llama PROGRAMS --gguf FILE]
 
 Prints one JSON line: tokens a second in total by batch and context, milliseconds of a step, bytes that it
 must move, and the share of the bandwidth read around it. With llama.cpp's programs and a file for it, their
@@ -21,7 +21,7 @@ import torch
 from peers import llama
 from peers.load import Load
 from peers.quiet import quiet
-from stepper import Stepper, head, peak_rss_gib
+from stepper import Stepper, deepened, head, peak_rss_gib
 
 from qnext.model.packed_file import open_packed
 from qnext.model.packed_network import PackedQwen3Next
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--contexts", type=int, nargs="+", default=[128, 4096])
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--layers", type=int, help="as if it had so many: its own over and over")
     parser.add_argument("--activations", choices=("int8", "exact"), default="int8")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama", help="the folder with llama-bench")
@@ -43,6 +44,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     begun = time.perf_counter()
     opened = open_packed(given.checkpoint)
+    if given.layers:
+        opened = deepened(opened, given.layers)
     network = PackedQwen3Next(opened.config, opened.parts, activations=given.activations)
     first = Stepper(network, 1, 0, 8)
     first.step()

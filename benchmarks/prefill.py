@@ -1,7 +1,7 @@
 """How fast a packed checkpoint takes prompts in, and what a token costs as they grow.
 
     python benchmarks/prefill.py CHECKPOINT [--prompts 512 2048 4096 32768] [--chunk 2048] [--repeats 3]
-        [--activations exact] [--llama PROGRAMS --gguf FILE]
+        [--layers 48] [--activations exact] [--llama PROGRAMS --gguf FILE]
 
 Prints one JSON line: tokens a second by length of prompt, in pieces of `--chunk` tokens as an engine cuts
 them, beside the peak rate of products measured in the same run and llama.cpp on the same weights.
@@ -19,7 +19,7 @@ import torch
 from peers import llama
 from peers.load import Load
 from peers.quiet import quiet
-from stepper import Stepper, head, peak_rss_gib
+from stepper import Stepper, deepened, head, peak_rss_gib
 
 from qnext.model.network import Network
 from qnext.model.packed_file import open_packed
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="+", default=[512, 2048, 4096, 32768])
     parser.add_argument("--chunk", type=int, default=2048)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--layers", type=int, help="as if it had so many: its own over and over")
     parser.add_argument("--activations", choices=("int8", "exact"), default="int8")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama", help="the folder with llama-bench")
@@ -50,6 +51,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     opened = open_packed(given.checkpoint)
+    if given.layers:
+        opened = deepened(opened, given.layers)
     network = PackedQwen3Next(opened.config, opened.parts, activations=given.activations)
     seconds(network, min(given.prompts), given.chunk)
     line: dict[str, Any] = head("prefill", given.checkpoint, opened, given.activations, given.threads)

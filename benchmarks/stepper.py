@@ -9,6 +9,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -82,6 +83,26 @@ class Stepper:
         return round(total + self.count * (2 * size.delta + self.context * size.kv_token))
 
 
+def deepened(opened: PackedModel, layers: int) -> PackedModel:
+    """As if it had so many layers: its own over and over. What a token costs in a network that does not fit
+    is told by one of the same shapes that does, as long as its layers are larger than the caches."""
+    kinds = opened.config.layer_types
+    if layers % len(kinds):
+        raise ValueError(f"--layers is {layers}: give a multiple of the checkpoint's {len(kinds)}")
+    parts = {name: part for name, part in opened.parts.items() if not name.startswith("layers.")}
+    for i in range(layers):
+        own = f"layers.{i % len(kinds)}."
+        parts |= {
+            f"layers.{i}." + name.removeprefix(own): part
+            for name, part in opened.parts.items()
+            if name.startswith(own)
+        }
+    config = replace(
+        opened.config, num_hidden_layers=layers, layer_types=kinds * (layers // len(kinds)), mtp_layers=0
+    )
+    return opened._replace(config=config, parts=parts)
+
+
 def head(name: str, checkpoint: str, opened: PackedModel, activations: str, threads: int) -> dict[str, Any]:
     """What every line begins with."""
     commit = subprocess.run(
@@ -92,6 +113,7 @@ def head(name: str, checkpoint: str, opened: PackedModel, activations: str, thre
         "device": roofline.processor(),
         "commit": commit,
         "checkpoint": Path(checkpoint).name,
+        "layers": opened.config.num_hidden_layers,
         "weights": opened.scheme.describe(),
         "activations": activations,
         "threads": threads,

@@ -13,7 +13,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count, islice
 from math import prod
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from qnext.kernels import memory
+from qnext.kernels import mapped, memory
 from qnext.kernels.packed import LINE, Packed
 
 from .checkpoint import CONFIG, INDEX, SINGLE, mtp_layers_of, read_json, read_tensors
@@ -38,7 +37,6 @@ FIELD = "quantization_config"
 PADDING = "padding."
 DATA, SCALES = ".data", ".scales"
 ROOM = 0.9  # of the memory that is free: more is not filled with weights
-PIECE, READERS = 64 << 20, 4
 
 Sizes = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
@@ -97,27 +95,12 @@ def inspect_packed(path: str | Path) -> tuple[ModelConfig, Scheme, dict[str, Ten
 
 
 def _bytes(file: Path) -> Tensor:
-    """A file in memory, or mapped where it does not fit: then its pages are the system's file cache's, read
-    when first used. A private mapping: torch has no tensors that cannot be written to."""
+    """A file in memory, or mapped where it does not fit: then its pages stay the system's file cache's. A
+    private mapping: torch has no tensors that cannot be written to."""
     size = file.stat().st_size
-    if size > ROOM * memory.available():
-        return torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
-    content = memory.take((size,), torch.uint8)
-    pieces = [content[at : at + PIECE] for at in range(0, size, PIECE)]
-
-    def read(at: int, piece: Tensor) -> None:
-        with open(file, "rb", buffering=0) as source:
-            source.seek(at)
-            view = memoryview(piece.numpy().data)
-            while view:
-                count = source.readinto(view)
-                if not count:
-                    raise ValueError(f"{file}: became shorter while it was read")
-                view = view[count:]
-
-    with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(read, range(0, size, PIECE), pieces))
-    return content
+    if mapped.supported() and size <= ROOM * memory.available():
+        return mapped.map_file(file)
+    return torch.from_file(str(file), shared=False, size=size, dtype=torch.uint8)
 
 
 def _check(config: ModelConfig, scheme: Scheme, listing: Path, tensors: Mapping[str, TensorInfo]) -> None:

@@ -1,0 +1,110 @@
+"""A file as memory: the same bytes before, while and after its pages are exchanged."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from qnext.kernels import mapped
+
+pytestmark = pytest.mark.skipif(not mapped.supported(), reason="Linux only")
+
+
+def written(path: Path, size: int) -> torch.Tensor:
+    content = torch.randint(0, 256, (size,), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))
+    path.write_bytes(content.numpy().tobytes())
+    return content
+
+
+def settled() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "weights":
+            thread.join()
+
+
+@pytest.mark.parametrize("size", [1, 4096, mapped.HUGE, 3 * mapped.HUGE + 77])
+def test_bytes_of_the_file(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "PIECE", mapped.HUGE)
+    wanted = written(tmp_path / "file", size)
+    found = mapped.map_file(tmp_path / "file")
+    assert torch.equal(found, wanted)
+    settled()
+    assert torch.equal(found, wanted) and found.data_ptr() % mapped.HUGE == 0
+
+
+def test_every_reader_sees_the_same_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "PIECE", mapped.HUGE)
+    wanted = written(tmp_path / "file", 24 * mapped.HUGE)
+    found, looks = mapped.map_file(tmp_path / "file"), 0
+    while any(thread.name == "weights" for thread in threading.enumerate()) or not looks:
+        assert torch.equal(found, wanted)
+        looks += 1
+
+
+def test_pages_become_the_process_own(tmp_path: Path) -> None:
+    written(tmp_path / "file", 8 * mapped.HUGE)
+    found = mapped.map_file(tmp_path / "file")
+    settled()
+    area: dict[str, int] = {}
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if "-" in name and not name.endswith(":"):
+            low, high = (int(part, 16) for part in name.split("-"))
+            inside = low <= found.data_ptr() < high
+        elif inside:
+            area[name] = int(rest.split()[0]) if rest.split()[0].isdigit() else 0
+    assert area["Anonymous:"] >= 8 * mapped.HUGE // 1024
+
+
+def test_writing_does_not_reach_the_file(tmp_path: Path) -> None:
+    wanted = written(tmp_path / "file", 5000)
+    found = mapped.map_file(tmp_path / "file")
+    settled()
+    found.zero_()
+    assert (tmp_path / "file").read_bytes() == wanted.numpy().tobytes()
+
+
+def test_a_view_keeps_it_and_the_last_one_frees_it(tmp_path: Path) -> None:
+    wanted = written(tmp_path / "file", 3 * mapped.HUGE)
+    view = mapped.map_file(tmp_path / "file")[100:200].view(10, 10)
+    gc.collect()
+    assert torch.equal(view.flatten(), wanted[100:200])
+    settled()
+    address = f"{view.data_ptr() // mapped.HUGE * mapped.HUGE:x}-"
+    assert address in Path("/proc/self/maps").read_text()
+    del view
+    gc.collect()
+    assert address not in Path("/proc/self/maps").read_text()
+
+
+def test_a_file_that_shrinks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    written(tmp_path / "file", 3 * mapped.HUGE)
+    monkeypatch.setattr(threading.Thread, "start", lambda self: None)
+    kept = mapped.map_file(tmp_path / "file")
+    mapping = mapped.Mapping(tmp_path / "file")
+    (tmp_path / "file").write_bytes(b"short")
+    with pytest.raises(ValueError, match="became shorter"):
+        mapping.settle(0)
+    assert len(kept) == 3 * mapped.HUGE
+
+
+def test_without_memory_the_mapping_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(self: mapped.Mapping, at: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(mapped.Mapping, "settle", refuse)
+    wanted = written(tmp_path / "file", 3 * mapped.HUGE)
+    with caplog.at_level(logging.WARNING):
+        found = mapped.map_file(tmp_path / "file")
+        settled()
+    assert torch.equal(found, wanted) and "small pages" in caplog.text
