@@ -5,13 +5,17 @@ BIN    := $(VENV)/bin
 # The one version that is tested; plain `torch` may bring gigabytes of CUDA to a machine without a GPU.
 TORCH  := torch==2.13.0
 
-.PHONY: serve test check lint type clean
+.PHONY: serve test test-clients check lint type clean
 
 serve: $(VENV)/installed
 	$(BIN)/qnext serve $(ARGS)
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(ARGS)
+
+# Third-party clients, each in an environment of its own below the user's cache folder: about 1.5 GB, once.
+test-clients: $(VENV)/installed-test
+	$(BIN)/python -m tests.clients.run $(ARGS)
 
 check: lint type test
 

@@ -55,7 +55,7 @@ def call_with_retry(
 def retryable(outcome: Any) -> bool:
     """Whether an answer or exception is a failure that may pass: a status such as 429 or 503, or a
     connection that broke."""
-    status = getattr(outcome, "status_code", None)
+    status = _field(outcome, "status_code")
     if status is not None:
         return int(status) in RETRIED
     return isinstance(outcome, OSError) or any(kind.__name__ in _BROKEN for kind in type(outcome).__mro__)
@@ -78,10 +78,16 @@ def wait_seconds(outcome: Any) -> float | None:
 
 def _headers(outcome: Any) -> dict[str, str]:
     """The headers of an answer or an exception, names in small letters."""
-    found = getattr(outcome, "headers", None)
-    if not found:
-        found = getattr(getattr(outcome, "response", None), "headers", None)
+    found = _field(outcome, "headers") or _field(_field(outcome, "response"), "headers")
     return {str(name).lower(): value for name, value in found.items()} if isinstance(found, Mapping) else {}
+
+
+def _field(outcome: Any, name: str) -> Any:
+    """None for what is not there; answers of `dashscope` raise KeyError then, in some versions."""
+    try:
+        return getattr(outcome, name, None)
+    except KeyError:
+        return None
 
 
 def _next_wait(outcome: Any, attempt: int, first_wait: float) -> float:

@@ -223,12 +223,14 @@ def models(names: Sequence[tuple[str, str]], query: Mapping[str, str], request_i
         "total": len(found),
         "page_no": page,
         "page_size": size,
-        "models": [
-            {"model": name, "provider": "qnext", "source": "qnext", "opensource": True, "checkpoint": answers}
-            for name, answers in found[(page - 1) * size : page * size]
-        ],
+        "models": [model_entry(*pair) for pair in found[(page - 1) * size : page * size]],
     }
     return {"output": output, "request_id": request_id}
+
+
+def model_entry(name: str, answers: str) -> dict[str, Any]:
+    """A model by the name that is asked for, and the checkpoint that answers."""
+    return {"model": name, "provider": "qnext", "source": "qnext", "opensource": True, "checkpoint": answers}
 
 
 def _page(query: Mapping[str, str], name: str, default: int) -> int:

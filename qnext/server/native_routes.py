@@ -29,6 +29,7 @@ class NativeRoutes:
             ),
             Route(NATIVE_BASE + "/tokenizer", self.tokenizer, methods=["POST"]),
             Route(NATIVE_BASE + "/models", self.models, methods=["GET"]),
+            Route(NATIVE_BASE + "/models/{name:path}", self.model, methods=["GET"]),
         ]
 
     async def generation(self, request: Request) -> Response:
@@ -56,6 +57,13 @@ class NativeRoutes:
         self._gate.key(request)
         names = [(name, served.name) for name, served in self._gate.service.names()]
         return json_response(dashscope.models(names, request.query_params, request_id(request)))
+
+    async def model(self, request: Request) -> Response:
+        """One model by name, which is how the first generation of the SDK asks."""
+        self._gate.key(request)
+        name = request.path_params["name"]
+        entry = dashscope.model_entry(name, self._gate.service.find(name).name)
+        return json_response({"output": entry, "request_id": request_id(request)})
 
 
 def _check_headers(request: Request) -> None:

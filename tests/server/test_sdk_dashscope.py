@@ -1,20 +1,19 @@
-"""The real `dashscope` SDK, its 1.x surface and its 2.x client, against a real server."""
+"""The first surface of the real `dashscope` SDK, which both generations have, against a real server."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
 import dashscope
 import pytest
-from dashscope import AioGeneration, Generation, Models, Tokenization
-from dashscope.v2 import errors
+from dashscope import AioGeneration, Conversation, Generation, Models, Tokenization
 
 from .conftest import Live
 from .test_sdk_openai import CALL, WEATHER
+from .ways import HAS_CLIENT, close_sessions
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -23,13 +22,6 @@ HI = [{"role": "user", "content": "Hi"}]
 def sdk(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dashscope, "base_http_api_url", live.url + "/api/v1")
     monkeypatch.setattr(dashscope, "api_key", live.key)
-
-
-@pytest.fixture
-def client(live: Live) -> Iterator[Any]:
-    client = dashscope.Client(api_key=live.key, base_url=live.url + "/api/v1", max_retries=0)
-    yield client
-    client.close()
 
 
 def call(model: str = "tiny-instruct", **more: Any) -> Any:
@@ -98,13 +90,10 @@ def test_async_calls() -> None:
 
 
 async def _closing(work: Any) -> Any:
-    """The SDK keeps one session per loop and leaves closing it to its users."""
-    from dashscope.api_entities import aio_session
-
     try:
         return await work
     finally:
-        await aio_session.close_shared_aio_session()
+        await close_sessions()
 
 
 def test_thinking(live: Live) -> None:
@@ -120,6 +109,11 @@ def test_thinking(live: Live) -> None:
         assert not (message.reasoning_content and message.content)
         reasoning, content = reasoning + message.reasoning_content, content + message.content
     assert (reasoning, content) == ("Let me think.", "It is blue.")
+
+
+@pytest.mark.skipif(not HAS_CLIENT, reason="the first generation of the SDK merges nothing")
+def test_thinking_merged_by_the_sdk(live: Live) -> None:
+    live.thinking.say("Let me think.\n</think>\n\nIt is blue.")
     merged = list(call("tiny-thinking", messages=HI, stream=True, incremental_output=False))
     assert merged[-1].output.choices[0].message.content == "It is blue."
 
@@ -161,10 +155,16 @@ def test_tool_calls(live: Live, incremental: bool | None) -> None:
     assert told[-1]["function"] == made["function"] and told[-1]["index"] == 0
 
 
-def test_n_answers_merged_by_the_sdk(live: Live) -> None:
+def test_n_answers(live: Live) -> None:
     live.instruct.say("first one", "second")
     response = call(messages=HI, result_format="message", n=2, seed=4)
     assert [c.message.content for c in response.output.choices] == ["first one", "second"]
+
+
+@pytest.mark.skipif(not HAS_CLIENT, reason="the first generation of the SDK merges nothing")
+def test_n_answers_merged_by_the_sdk(live: Live) -> None:
+    live.instruct.say("first one", "second")
+    response = call(messages=HI, result_format="message", n=2, seed=4)
     frames = list(
         call(messages=HI, result_format="message", n=2, seed=4, stream=True, incremental_output=False)
     )
@@ -237,40 +237,15 @@ def test_models_and_tokenizer(live: Live) -> None:
     assert "".join(counted.output["tokens"]) == "the weather"
 
 
-def test_client_2x(client: Any, live: Live) -> None:
-    answer = client.chat.completions.create(model="tiny-instruct", messages=HI)
-    assert answer.choices[0].message.content == "Hello there, friend." and answer.request_id
-    pieces = client.chat.completions.create(model="tiny-instruct", messages=HI, stream=True)
-    assert "".join(piece.delta.content or "" for piece in pieces) == "Hello there, friend."
-    assert client.models.get("tiny-base").model == "tiny-base"
-    assert client.models.list().total_count == 6
-    live.thinking.say("Hm.\n</think>\n\nYes.")
-    thought = client.chat.completions.create(model="tiny-thinking", messages=HI)
-    assert thought.choices[0].message.reasoning_content == "Hm."
-    parts: Any = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
-    assert client.chat.completions.create(model="tiny-instruct", messages=parts).choices
-
-
-def test_client_2x_openai_protocol(live: Live) -> None:
-    with dashscope.Client(
-        api_key=live.key, base_url=live.url + "/compatible-mode/v1", protocol="openai", max_retries=0
-    ) as client:
-        pieces = list(client.chat.completions.create(model="tiny-instruct", messages=HI, stream=True))
-    text = "".join(piece.delta.content or "" for piece in pieces if piece.delta)
-    assert text == "Hello there, friend." and pieces[-1].usage is not None
-
-
-def test_errors_of_client_2x(client: Any, live: Live) -> None:
-    with pytest.raises(errors.NotFoundError):
-        client.chat.completions.create(model="gpt-9", messages=HI)
-    with pytest.raises(errors.BadRequestError, match="Temperature"):
-        client.chat.completions.create(model="tiny-instruct", messages=HI, temperature=3)
-    with pytest.raises(errors.AuthenticationError):
-        client.chat.completions.create(model="tiny-instruct", messages=HI, api_key="sk-bad")
-    live.instruct.refusal = RuntimeError("full")
-    with pytest.raises(errors.ServiceUnavailableError):
-        client.chat.completions.create(model="tiny-instruct", messages=HI)
-    live.instruct.refusal = None
-    live.instruct.fail("Hello there")
-    with pytest.raises(errors.InternalServerError):
-        list(client.chat.completions.create(model="tiny-instruct", messages=HI, stream=True))
+def test_conversation(live: Live) -> None:
+    """The SDK keeps the history and sends it in its old shape."""
+    chat = Conversation()
+    first = chat.call("tiny-instruct", prompt="My name is Ana.", auto_history=True)
+    assert first.output.text == "Hello there, friend."
+    chat.call("tiny-instruct", prompt="What is my name?", auto_history=True)
+    prompt = live.instruct.tokenizer.decode(live.instruct.requests[1].prompt)
+    assert prompt.index("Ana") < prompt.index("Hello there") < prompt.index("What is my name?")
+    said = chat.call("tiny-instruct", messages=HI, result_format="message")
+    assert said.output.choices[0].message.content == "Hello there, friend."
+    *_, last = chat.call("tiny-instruct", prompt="Hi", stream=True)
+    assert last.output.text == "Hello there, friend."
