@@ -39,7 +39,7 @@ class MessageReply:
         text = event.content or event.reasoning
         if event.call is not None or text:
             part = choice.parts[last]
-            if event.call is not None or len(part.text) == len(text):
+            if part.is_new:
                 told += self._close(choice, last - 1) + _frame(
                     "start", last, content_block=self._block(part, True)
                 )

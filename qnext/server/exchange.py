@@ -151,12 +151,22 @@ class ChatEvent:
 @dataclass
 class Part:
     """A stretch of an answer that is all of one kind: reasoning, content with its tokens if they were asked
-    for, or a call, which has no text."""
+    for, or a call, which has no text. Its text stays in the pieces it came in: long ones are not copied for
+    each."""
 
     kind: Literal["reasoning", "content", "call"]
-    text: str = ""
+    pieces: list[str] = field(default_factory=list)
     call: ToolCall | None = None
     logprobs: list[Logprob] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it began with the last event."""
+        return len(self.pieces) < 2
 
 
 @dataclass
@@ -180,10 +190,9 @@ class Choice:
             self.parts.append(Part("call", call=event.call))
         elif text := event.reasoning or event.content:
             kind: Literal["reasoning", "content"] = "reasoning" if event.reasoning else "content"
-            if self.parts and self.parts[-1].kind == kind:
-                self.parts[-1].text += text
-            else:
-                self.parts.append(Part(kind, text))
+            if not self.parts or self.parts[-1].kind != kind:
+                self.parts.append(Part(kind))
+            self.parts[-1].pieces.append(text)
             self.parts[-1].logprobs += event.logprobs
 
 

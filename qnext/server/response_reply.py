@@ -45,7 +45,7 @@ class ResponseReply:
         text = event.content or event.reasoning
         if event.call is not None or text:
             part = choice.parts[last]
-            if event.call is not None or len(part.text) == len(text):
+            if part.is_new:
                 told += self._close(choice, last - 1) + self._open(choice, last)
             told += self._delta(part, last, event)
         if event.finish:

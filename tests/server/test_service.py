@@ -77,7 +77,10 @@ def test_the_engines_pace_changes_nothing(
     one, many = answers
     for choice in (one.choices[0], many.choices[0]):
         choice.calls = [replace(call, id="") for call in choice.calls]
-        choice.parts = [replace(part, call=part.call and replace(part.call, id="")) for part in choice.parts]
+        choice.parts = [
+            replace(part, pieces=[part.text], call=part.call and replace(part.call, id=""))
+            for part in choice.parts
+        ]
         assert "".join(part.text for part in choice.parts) == choice.reasoning + choice.content
         choice.events = 0
     assert one.choices == many.choices and one.usage == many.usage
