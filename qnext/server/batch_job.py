@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from heapq import merge
 
 from .batch_answers import Answerer, unanswered
 from .batch_lines import Bounds, Fault, Line, Place, check, take
@@ -142,14 +143,13 @@ class BatchJob:
             return
         left = self._left(batch)
         status = "cancelled" if not ended else "expired" if left else "completed"
-        rest = (unanswered(line, status) for line in left)
         with ExitStack() as stack:
 
-            def write(kind: str, texts: Iterator[str]) -> StoredFile:
+            def write(kind: str, texts: Iterator[tuple[int, str]]) -> StoredFile:
                 return stack.enter_context(
                     self._files.written(
                         batch.key_id,
-                        (f"{text}\n".encode() for text in texts),
+                        (f"{text}\n".encode() for _, text in texts),
                         filename=f"{batch.id}_{kind}.jsonl",
                         purpose=OUTPUT,
                         # the same name whoever writes it: what a killed server left is overwritten
@@ -157,13 +157,11 @@ class BatchJob:
                     )
                 )
 
-            output = write("output", self._batches.answers(batch, failed=False)) if batch.completed else None
-            errors = write("error", self._failed(batch, rest)) if batch.failed or left else None
+            answers, failed = (self._batches.answers(batch, failed=each) for each in (False, True))
+            rest = ((line.number, unanswered(line, status)) for line in left)
+            output = write("output", answers) if batch.completed else None
+            errors = write("error", merge(failed, rest)) if batch.failed or left else None
             self._batches.end(batch, status, output, errors, len(left))
-
-    def _failed(self, batch: Batch, rest: Iterator[str]) -> Iterator[str]:
-        yield from self._batches.answers(batch, failed=True)
-        yield from rest
 
     def _left(self, batch: Batch) -> list[Line]:
         """The lines without an answer, their bodies left out."""

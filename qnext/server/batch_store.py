@@ -258,14 +258,14 @@ class BatchStore:
             wanted = select(_ANSWERS.c.line).where(_ANSWERS.c.batch == batch.number)
             return set(connection.execute(wanted).scalars())
 
-    def answers(self, batch: Batch, *, failed: bool) -> Iterator[str]:
-        """The answers in the order of the lines, a few in memory at a time."""
-        wanted = select(_ANSWERS.c.text).where(
+    def answers(self, batch: Batch, *, failed: bool) -> Iterator[tuple[int, str]]:
+        """The answers with their lines' numbers, in that order, a few in memory at a time."""
+        wanted = select(_ANSWERS.c.line, _ANSWERS.c.text).where(
             _ANSWERS.c.batch == batch.number, _ANSWERS.c.failed.is_(failed)
         )
         with self._store.connect() as connection:
             rows = connection.execution_options(yield_per=100).execute(wanted.order_by(_ANSWERS.c.line))
-            yield from rows.scalars()
+            yield from ((line, said) for line, said in rows)
 
     def end(
         self, batch: Batch, status: str, output: StoredFile | None, errors: StoredFile | None, failed: int

@@ -173,7 +173,7 @@ def test_a_line_keeps_its_first_answer(office: Office) -> None:
     office.batches.answer(batch, 1, "second", None)
     now = office.now(batch)
     assert (now.completed, now.failed, now.input, now.output, now.reasoning, now.cached) == (1, 0, 2, 3, 1, 1)
-    assert [*office.batches.answers(batch, failed=False)] == ["first"]
+    assert [*office.batches.answers(batch, failed=False)] == [(1, "first")]
     assert [*office.batches.answers(batch, failed=True)] == []
     office.batches.finalize(batch)
     office.batches.end(batch, "completed", None, None, 0)
@@ -197,7 +197,7 @@ def test_time_runs_out(office: Office) -> None:
         assert batch.status == "expired" and 0.3 < time.monotonic() - begun < 5
         answered, rest = office.said(batch.output_file_id), office.said(batch.error_file_id)
         assert len(answered) == batch.completed >= 2 and len(rest) == batch.failed > 0
-        assert sorted(ids(answered + rest)) == [*range(50)]
+        assert sorted(ids(answered + rest)) == [*range(50)] and ids(rest) == sorted(ids(rest))
         assert {line["error"]["code"] for line in rest} == {"batch_expired"}
         late = office.create(3)  # the server was off all the time
         office.set(late, expires=time.time() - 1)
