@@ -165,6 +165,20 @@ def test_a_start_finds_every_state(office: Office, status: str) -> None:
     asyncio.run(work())
 
 
+def test_a_batch_is_cancelled_before_it_was_looked_at(office: Office) -> None:
+    async def work() -> None:
+        batch = office.create(5)
+        assert office.batches.cancel(batch) is not None
+        assert not office.batches.accept(batch, "tiny-instruct", 5)  # its check comes too late
+        async with at_work(office):
+            batch = await office.until(batch, ended)
+        assert (batch.status, batch.total, batch.failed) == ("cancelled", 0, 0)
+        assert batch.output_file_id is None and batch.error_file_id is None
+        assert office.engine.requests == []
+
+    asyncio.run(work())
+
+
 def test_a_line_keeps_its_first_answer(office: Office) -> None:
     batch = office.create(2)
     office.batches.answer(batch, 1, "too early", Usage(9, 9))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -69,15 +70,21 @@ def answered_lines(home: Path) -> int:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("run", "kills", "longest"),
+    ("run", "kills", "longest", "how"),
     [
-        pytest.param(fake, 1, 1.5, id="once"),
-        pytest.param(fake, 30, 0.4, id="often", marks=pytest.mark.slow),
-        pytest.param(real, 3, 20.0, id="with a model", marks=pytest.mark.slow),
+        pytest.param(fake, 1, 1.5, signal.SIGKILL, id="killed"),
+        pytest.param(fake, 1, 1.5, signal.SIGTERM, id="stopped"),
+        pytest.param(fake, 30, 0.4, signal.SIGKILL, id="killed often", marks=pytest.mark.slow),
+        pytest.param(real, 3, 20.0, signal.SIGKILL, id="killed with a model", marks=pytest.mark.slow),
     ],
 )
 def test_every_line_is_answered_once_whenever_the_server_is_killed(
-    request: pytest.FixtureRequest, tmp_path: Path, run: Start, kills: int, longest: float
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    run: Start,
+    kills: int,
+    longest: float,
+    how: signal.Signals,
 ) -> None:
     process, base, key = run(tmp_path)
     request.addfinalizer(lambda: (process.kill(), process.communicate()))
@@ -94,7 +101,7 @@ def test_every_line_is_answered_once_whenever_the_server_is_killed(
     counts: list[int] = []
     for _ in range(kills):
         time.sleep(random.uniform(0, longest))
-        process.kill()
+        process.send_signal(how)
         process.communicate(timeout=30)
         counts.append(answered_lines(tmp_path))
         process, base, _ = run(tmp_path)
@@ -119,4 +126,4 @@ def test_every_line_is_answered_once_whenever_the_server_is_killed(
     assert now.request_counts is not None and now.request_counts.total == LINES
     assert {path.name for path in (tmp_path / "files").iterdir()} == kept and len(kept) == 3
     stop(process)
-    print(f"killed after {counts} of {LINES} lines")
+    print(f"{how.name} after {counts} of {LINES} lines")
