@@ -92,6 +92,12 @@ class LlamaServer:
             tuple(answer["tokens"]), answer["stop_type"] == "eos", int(answer["timings"]["prompt_n"])
         )
 
+    def likeliest(self, prompt: list[int], count: int) -> dict[int, float]:
+        """The `count` tokens that most likely follow, with their log-probabilities."""
+        body = {"prompt": prompt, "n_predict": 1, "temperature": 0, "n_probs": count, "cache_prompt": False}
+        first = self._post("/completion", body)["completion_probabilities"][0]
+        return {each["id"]: each["logprob"] for each in first["top_logprobs"]}
+
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self._url + path, json.dumps(body).encode(), headers)
