@@ -227,6 +227,21 @@ def test_what_passes_by_itself_is_waited_for(client: OpenAI, live: Live) -> None
     assert batch.status == "completed" and len(said(client, batch.output_file_id)) == 2
 
 
+def test_limits_of_the_key_are_waited_for_and_its_quota_is_not(live: Live) -> None:
+    live.instruct.delay = 0.01
+    key, secret = live.keys.create("limited", concurrency=1, free_tokens=150)
+    with OpenAI(base_url=live.url + "/v1", api_key=secret, max_retries=0) as client:
+        batch = ended(client, begin(client, [line(str(i), max_tokens=20) for i in range(8)]))
+        answered, refused = said(client, batch.output_file_id), said(client, batch.error_file_id)
+    assert len(answered) + len(refused) == 8 and len(answered) >= 4
+    assert {each["response"]["status_code"] for each in refused} == {403}
+    assert {each["error"]["code"] for each in refused} == {"AllocationQuota.FreeTierOnly"}
+    live.admission.submit(lambda: None).result()
+    rows = live.admission.ledger.entries(key.id)
+    assert batch.usage is not None and batch.usage.total_tokens <= 150
+    assert sum(row.input_tokens + row.output_tokens for row in rows) == batch.usage.total_tokens
+
+
 def test_a_failing_engine_fails_the_line_after_some_tries(client: OpenAI, live: Live) -> None:
     live.instruct.fail("Hel")
     batch = ended(client, begin(client, [line("a")]))
