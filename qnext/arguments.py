@@ -61,9 +61,10 @@ def parser() -> argparse.ArgumentParser:
         "model", nargs="?", default="tiny-instruct", help="embedded name, directory or config.json"
     )
 
-    verb = verbs.add_parser("keys", help="API keys of the server")
-    verb.add_argument("action", choices=("create", "list", "revoke"))
-    verb.add_argument("key", nargs="?", help="create: a name for it; revoke: its number")
+    verb = verbs.add_parser("keys", help="API keys of the server, and their limits")
+    verb.add_argument("action", choices=("create", "set", "show", "list", "revoke"))
+    verb.add_argument("key", nargs="?", help="create: a name for it; set, show, revoke: its number")
+    _add_limits(verb)
     return top
 
 
@@ -76,6 +77,16 @@ def _add_eval(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--questions", type=int, default=200, help="of each gate (default 200)")
     verb.add_argument("--seed", type=int, default=0, help="of the questions (default 0)")
     verb.add_argument("--json", action="store_true", help="a JSON line for each gate")
+
+
+def _add_limits(verb: argparse.ArgumentParser) -> None:
+    limits = verb.add_argument_group("limits", "a number, none (no limit), or default (the server's)")
+    limits.add_argument("--rpm", metavar="N", help="requests a minute")
+    limits.add_argument("--tpm", metavar="N", help="tokens a minute")
+    limits.add_argument("--concurrency", metavar="N", help="answers at once")
+    limits.add_argument("--free-tokens", metavar="N", help="free tokens a month and model")
+    verb.add_argument("--balance", metavar="AMOUNT", help="prepaid money, such as 12.50; none to pay nothing")
+    verb.add_argument("--top-up", metavar="AMOUNT", help="set: money to add to the balance")
 
 
 def _add_packing(verb: argparse.ArgumentParser) -> None:

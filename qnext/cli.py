@@ -64,6 +64,7 @@ def serve(options: Options) -> None:
     from .server.admission import Admission
     from .server.app import create_app
     from .server.keys import Keys
+    from .server.lifecycle import Lifecycle
     from .server.run import check_port, serve
     from .server.service import Service
     from .server.settings import Settings
@@ -83,10 +84,11 @@ def serve(options: Options) -> None:
             models[name] = _load(name, path, options, engines)
         lowered = {name.lower(): name for name in models if name.lower() != name}
         settings = replace(settings, aliases={**settings.aliases, **lowered})
-        app = create_app(Service(models, settings), keys, admission, settings)
+        service, lifecycle = Service(models, settings), Lifecycle()
+        app = create_app(service, keys, admission, settings, lifecycle)
         console.print(f"[bold]qnext {VERSION}[/]", end=" ")
         greet(console, settings, list(models), keys.first())
-        serve(app, settings.host, settings.port)
+        serve(app, settings.host, settings.port, lifecycle, settings.drain_seconds, service.end_all)
 
 
 def _named_models(models: Sequence[str]) -> dict[str, Path]:
@@ -251,27 +253,11 @@ def info(options: Options) -> None:
 
 
 def keys(options: Options) -> None:
-    """Make, list or revoke API keys."""
-    import time
-
-    from .server.keys import Keys
+    """Make, change, show, list or revoke API keys."""
+    from .server.key_desk import KeyDesk
     from .server.settings import Settings
-    from .server.store import open_store
 
-    store = Keys(open_store(Settings.from_env().home))
-    if options.action == "create":
-        key, secret = store.create(options.key or "default")
-        print(f"key {key.id} ({key.name}), shown this once: {secret}")
-    elif options.action == "list":
-        for key in store.all():
-            state = "revoked" if key.revoked else "valid"
-            made = time.strftime("%Y-%m-%d %H:%M", time.localtime(key.created))
-            print(f"{key.id:>4}  sk-…{key.last4}  {made}  {state:<8} {key.name}")
-    else:
-        if options.key is None or not options.key.isdigit():
-            raise ValueError("revoke needs the number of a key: `qnext keys list` shows them")
-        key = store.revoke(int(options.key))
-        print(f"key {key.id} ({key.name}) is revoked")
+    KeyDesk(Settings.from_env()).serve(options)
 
 
 def _console(stream: TextIO | None = None) -> Console:

@@ -25,6 +25,7 @@ from .errors import ApiError, internal
 from .file_routes import FileRoutes
 from .gate import Gate, json_response
 from .keys import Keys
+from .lifecycle import Lifecycle
 from .metrics import render
 from .native_routes import NativeRoutes
 from .refused_routes import RefusedRoutes
@@ -37,9 +38,16 @@ from .task_routes import TaskRoutes
 from .vllm_routes import VllmRoutes
 
 
-def create_app(service: Service, keys: Keys, admission: Admission, settings: Settings) -> FastAPI:
+def create_app(
+    service: Service,
+    keys: Keys,
+    admission: Admission,
+    settings: Settings,
+    lifecycle: Lifecycle | None = None,
+) -> FastAPI:
     """The ASGI application that serves the models of `service` to the holders of `keys`, as far as
-    `admission` lets them."""
+    `admission` lets them, until `lifecycle` is stopped."""
+    lifecycle = lifecycle or Lifecycle()
     gate = Gate(service, keys, admission, settings)
     files = StoredFiles(keys.store, settings.home / "files", settings.max_stored_bytes)
     batches = BatchStore(keys.store, files)
@@ -56,11 +64,12 @@ def create_app(service: Service, keys: Keys, admission: Admission, settings: Set
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, lifecycle=lifecycle)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
     app.router.routes += [
         Route("/healthz", _health, methods=["GET"]),
+        Route("/readyz", _Readiness(lifecycle).page, methods=["GET"]),
         Route("/metrics", _Metrics(service).page, methods=["GET"]),
         *NativeRoutes(gate).routes(),
         *CompatRoutes(gate).routes(),
@@ -92,7 +101,22 @@ async def _refuse(request: Request, error: Exception) -> Response:
 
 
 async def _health(request: Request) -> Response:
+    """Liveness: the process answers. It does so while it stops too."""
     return json_response({"status": "ok"})
+
+
+class _Readiness:
+    """Whether to send requests here: not while the server stops."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+
+    async def page(self, request: Request) -> Response:
+        if not self._lifecycle.stopping:
+            return json_response({"status": "ready"})
+        response = json_response({"status": "stopping"})
+        response.status_code = 503
+        return response
 
 
 class _Metrics:

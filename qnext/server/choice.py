@@ -18,7 +18,7 @@ from qnext.text.events import ContentDelta, Event, Finish, ReasoningDelta, ToolC
 from qnext.text.parser import OutputParser
 from qnext.text.tokenizer import Tokenizer
 
-from .errors import ApiError, internal, timed_out
+from .errors import ApiError, internal, stopping, timed_out
 from .exchange import Alternative, ChatEvent, Echo, Logprob, Usage
 
 LOWEST_LOGPROB = -9999.0
@@ -74,6 +74,11 @@ class Choice:
             self.finished = True
             self._stream.abort()
 
+    def end(self) -> None:
+        """Stops the engine; whoever reads the events is told that the server is shutting down."""
+        if not self.finished:
+            self._stream.abort()
+
     async def events(self) -> AsyncGenerator[ChatEvent, None]:
         """The events of this answer; the last one has `finish`. Raises ApiError when the engine fails."""
         outputs: AsyncIterator[Output] = aiter(self._stream)
@@ -126,6 +131,8 @@ class Choice:
     def _failure(self, output: Output) -> ApiError:
         if output.timed_out:
             return timed_out()
+        if output.finish_reason == "abort":  # by whoever ends all answers; nobody reads those of one who left
+            return stopping()
         _LOG.error("the engine ended an answer: %s: %s", output.finish_reason, output.error)
         return internal()
 

@@ -1,7 +1,8 @@
 """The envelope of every request: its id, its normal path, and the last net under it.
 
 The outermost layer of `app`. Invariants: every answer carries `X-Request-ID`; a path with double slashes or a
-slash at its end is the path without them; no exception reaches a client but as the dialect's internal error.
+slash at its end is the path without them; no exception reaches a client but as the dialect's internal error;
+while the server stops, only those who watch it are answered.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError, anthropic_body, compat_body, internal, native_body
+from .errors import ApiError, anthropic_body, compat_body, internal, native_body, stopping
+from .lifecycle import Lifecycle
 from .sse import ClientGone, dump
 
+PROBES = ("/healthz", "/readyz", "/metrics")
 _LOG = logging.getLogger("qnext.server")
 
 
@@ -50,8 +53,9 @@ def error_response(error: ApiError, path: str, request_id: str) -> Response:
 
 
 class Envelope:
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
         self._app = app
+        self._lifecycle = lifecycle
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,7 +78,7 @@ class Envelope:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_named)
+            await self._pass(scope, receive, send_named)
         except (ClientGone, ClientDisconnect):
             pass  # nobody is there to be answered
         except Exception:
@@ -82,3 +86,13 @@ class Envelope:
             if started:
                 raise  # the connection is cut, which is all that can still be said
             await error_response(internal(), path, name)(scope, receive, send_named)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path in PROBES:
+            await self._app(scope, receive, send)
+        elif self._lifecycle.stopping:
+            await error_response(stopping(), path, scope["qnext.request_id"])(scope, receive, send)
+        else:
+            with self._lifecycle.request():
+                await self._app(scope, receive, send)

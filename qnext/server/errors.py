@@ -220,6 +220,5 @@ def free_tier_used(model: str) -> ApiError:
     return ApiError("free_tier", f"{words} basis, please add a balance to the key. The model is {model}.")
 
 
-def stopping(seconds: int) -> ApiError:
-    """`seconds` until another server may be there."""
-    return ApiError("capacity", "The server is shutting down, please try again later.", retry_after=seconds)
+def stopping() -> ApiError:
+    return ApiError("capacity", "The server is shutting down, please try again later.", retry_after=5)

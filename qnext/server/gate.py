@@ -134,7 +134,7 @@ class Gate:
             told = before
             raise
         except ApiError as error:
-            status = "refused" if error.kind in REFUSALS else "failed"
+            status = "refused" if error.kind in REFUSALS and not told.total else "failed"
             raise
         except Exception:
             status = "failed"

@@ -62,6 +62,7 @@ class Service:
         self._settings = settings
         aliases = {name: models[target] for name, target in settings.aliases.items() if target in models}
         self._named = {**aliases, **models}
+        self._live = set[Choice]()
 
     def names(self) -> list[tuple[str, Served]]:
         """Every name that may be asked for, and what answers to it: the models themselves first."""
@@ -70,6 +71,11 @@ class Service:
     def stats(self) -> list[tuple[str, Stats]]:
         """What each engine has done and holds, by its model's own name."""
         return [(name, served.engine.stats()) for name, served in self.names() if name == served.name]
+
+    def end_all(self) -> None:
+        """Ends every answer that is being written, since the server is shutting down."""
+        for choice in self._live:
+            choice.end()
 
     def find(self, name: str) -> Served:
         """Raises ApiError for a name that nothing answers to."""
@@ -118,12 +124,14 @@ class Service:
                     index = len(choices)
                     cap = None if caps is None else caps[index]
                     choices.append(self._start(served, request, prompt, grammar, j, index, tally, cap))
+                    self._live.add(choices[-1])
             async with aclosing(_merge([choice.events() for choice in choices])) as events:
                 async for event in events:
                     yield event
         finally:
             for choice in choices:
                 choice.abort()
+            self._live.difference_update(choices)
 
     def _encode_all(
         self, served: Served, request: ChatRequest
