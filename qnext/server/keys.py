@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import BigInteger, Column, Engine, Float, Integer, String, Table, func, insert, select, update
 
-from .prices import MOST
+from .prices import MOST, shown
 from .settings import LIMITS
 from .store import METADATA
 
@@ -104,10 +104,11 @@ class Keys:
         values: dict[str, object] = {**_sound(limits)}
         if top_up:
             values["balance"] = func.coalesce(KEYS.c.balance, 0) + top_up
-        self.find(key_id)
         if values:
+            changed = update(KEYS).where(KEYS.c.id == key_id).values(values).returning(KEYS.c.balance)
             with self._store.begin() as connection:
-                connection.execute(update(KEYS).where(KEYS.c.id == key_id).values(values))
+                if (connection.execute(changed).scalar_one_or_none() or 0) > MOST:
+                    raise ValueError(f"the balance would be more than {shown(MOST)}: add less")
         return self.find(key_id)
 
     def revoke(self, key_id: int) -> Key:

@@ -14,7 +14,7 @@ from decimal import Decimal
 
 UNIT = 10**12
 MOST = 10**6 * UNIT  # fits, with room for sums, in the 64 bits that databases give
-_DECIMAL = re.compile(r"\d{1,7}(?:\.\d{1,12})?")
+_DECIMAL = re.compile(r"[0-9]{1,7}(?:\.[0-9]{1,12})?")
 ANY_MODEL = "*"
 
 

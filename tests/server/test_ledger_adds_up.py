@@ -1,0 +1,189 @@
+"""Two hundred requests at once on one limited key, a third of them given up: the ledger holds what the
+clients were told, to the token. Spoken to without sockets, since what a client was told is then known."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from qnext.engine.config import EngineConfig
+from qnext.engine.engine import Engine
+from qnext.models import locate
+from qnext.server.admission import Admission
+from qnext.server.app import create_app
+from qnext.server.keys import Key, Keys
+from qnext.server.prices import UNIT
+from qnext.server.service import Served, Service
+from qnext.server.settings import Settings
+from qnext.server.store import open_store
+from qnext.text.chat import Chat
+
+from .fake_engine import FakeEngine
+from .test_app import CHAT, NATIVE, chat, frames, native
+
+COUNT, PER_MINUTE, FREE, BALANCE = 200, 4500, 1500, UNIT // 200
+
+
+@dataclass
+class Client:
+    """One request; it leaves after so many frames, or, if that is 0, when it has waited for a while. `used`
+    is what it was told last."""
+
+    path: str
+    body: dict[str, Any]
+    auth: str
+    leaves: int | None
+    status: int = 0
+    name: str = ""
+    used: int = 0
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    async def ask(self, app: FastAPI) -> None:
+        gone, sent = asyncio.Event(), False
+        headers = [(b"authorization", self.auth.encode())]
+        if self.path == NATIVE and self.body.pop("stream", False):
+            headers.append((b"x-dashscope-sse", b"enable"))
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent
+            if not sent:
+                sent = True
+                return {"type": "http.request", "body": json.dumps(self.body).encode()}
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+                self.name = dict(message["headers"])[b"x-request-id"].decode()
+                return
+            self._read(message["body"].decode())
+            if self.leaves and len(self.told) >= self.leaves:
+                gone.set()
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": self.path,
+            "raw_path": self.path.encode(),
+            "query_string": b"",
+            "headers": headers,
+            "scheme": "http",
+            "server": ("test", 80),
+        }
+        if self.leaves == 0:
+            asyncio.get_running_loop().call_later(random.random() * 0.2, gone.set)
+        await app(scope, receive, send)
+
+    def _read(self, text: str) -> None:
+        found = [json.loads(text)] if text.startswith("{") else frames(text)
+        self.told += found
+        for each in found:
+            if each.get("usage"):
+                self.used = each["usage"]["total_tokens"]
+
+
+def clients(model: str, auth: str) -> list[Client]:
+    """Streamed and not, both protocols; each third one leaves, in mid-stream or before it was told."""
+    dice, made = random.Random(7), []
+    for i in range(COUNT):
+        length, stream, leaves = dice.randint(1, 40), i % 4 < 2, None
+        if i % 3 == 0:
+            leaves = dice.randint(0, 5) if stream else 0
+        if i % 2 or leaves:  # only native streams tell the use in each frame
+            body = native(model, max_tokens=length, incremental_output=True if stream else None)
+            made.append(Client(NATIVE, {**body, "stream": stream}, auth, leaves))
+        else:
+            options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+            made.append(Client(CHAT, chat(model, max_tokens=length, **options), auth, leaves))
+    return made
+
+
+async def storm(app: FastAPI, admission: Admission, asked: list[Client]) -> int:
+    """All at once; returns the most tokens that were admitted at any time."""
+    limits, level, most = admission.limits, 0, 0
+    take, give_back = limits.take_tokens, limits.return_tokens
+
+    async def taking(key_id: int, tokens: int, limit: int) -> tuple[str, int]:
+        nonlocal level, most
+        taken = await take(key_id, tokens, limit)
+        level += tokens
+        most = max(most, level)
+        return taken
+
+    def returning(minute: str, tokens: int) -> None:
+        nonlocal level
+        assert tokens >= 0, "more was used than had been reserved"
+        level -= tokens
+        give_back(minute, tokens)
+
+    limits.take_tokens, limits.return_tokens = taking, returning  # type: ignore[method-assign]
+    await asyncio.gather(*(client.ask(app) for client in asked))
+    await limits.settled()
+    assert level == sum(client.used for client in asked)
+    assert not limits._running
+    return most
+
+
+def check(admission: Admission, keys: Keys, key: Key, asked: list[Client], most: int) -> None:
+    """The ledger against what the clients were told."""
+    ledger = admission.ledger
+    rows = {row.request_id: row for row in ledger.entries(key.id)}
+    for client in asked:
+        row = rows.pop(client.name, None)
+        if client.status == 200:
+            assert row is not None and row.input_tokens + row.output_tokens == client.used
+            assert (client.leaves is None) <= (row.status == "ok")
+    assert not any(row.input_tokens + row.output_tokens for row in rows.values())  # were told nothing
+    told = sum(client.used for client in asked)
+    entries = ledger.entries(key.id)
+    assert told == sum(row.input_tokens + row.output_tokens for row in entries)
+    assert told <= most <= PER_MINUTE
+    free = sum(row.free_tokens for row in entries)
+    assert ledger.free_used(key.id, ledger.month()) == {entries[0].model: free} and free <= FREE
+    left = keys.find(key.id).balance
+    assert left is not None and left == BALANCE - sum(row.cost for row in entries) and left >= 0
+    assert not ledger.servers()  # nothing is left reserved
+    counts = Counter(row.status for row in entries)
+    assert counts["ok"] > 30 and counts["cancelled"] > 20 and counts["refused"] > 5, counts
+    assert free > FREE / 2 and left < BALANCE and most > PER_MINUTE / 2
+
+
+def run(home: Path, served: Served) -> tuple[FastAPI, list[Client]]:
+    settings, store = Settings(home=home, keep_alive=5), open_store(home)
+    keys, admission = Keys(store), Admission(store, settings, clock=lambda: 1_795_600_010.0)
+    key, secret = keys.create(tpm=PER_MINUTE, free_tokens=FREE, balance=BALANCE, concurrency=180)
+    app = create_app(Service({served.name: served}, settings), keys, admission, settings)
+    asked = clients(served.name, f"Bearer {secret}")
+    most = asyncio.run(storm(app, admission, asked))
+    admission.close()
+    check(admission, keys, key, asked, most)
+    return app, asked
+
+
+def test_with_an_engine_of_known_words(tmp_path: Path, chats: dict[str, Chat]) -> None:
+    engine = FakeEngine(chats["instruct"].tokenizer)
+    engine.delay = 0.003
+    engine.say("and " * 60)
+    _, asked = run(tmp_path, Served("tiny-instruct", engine, chats["instruct"], 600, 0))
+    assert sum(client.status == 200 for client in asked) > 60
+    admitted, aborted = len(engine.requests), len(engine.aborted)
+    assert admitted > 60 and aborted > 3
+
+
+@pytest.mark.timeout(600)
+def test_with_an_embedded_model(tmp_path: Path) -> None:
+    path = locate("tiny-instruct")
+    with Engine.from_pretrained(path, EngineConfig(max_sequences=32, max_length=768)) as engine:
+        served = Served("tiny-instruct", engine, Chat.from_pretrained(path), engine.max_length, 0)
+        run(tmp_path, served)
+        stats = engine.stats()
+        assert stats.counters.aborted > 5
