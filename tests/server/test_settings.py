@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from qnext.server.settings import Settings
+from qnext.server.prices import price_of
+from qnext.server.settings import LIMITS, Settings
 
 
 def test_defaults_hold_in_an_empty_environment() -> None:
@@ -51,6 +52,13 @@ def test_the_environment_decides() -> None:
         ("QNEXT_KEEP_ALIVE", "inf"),
         ("QNEXT_REQUEST_TIMEOUT", "0"),
         ("QNEXT_THINKING_NON_STREAM", "maybe"),
+        ("QNEXT_LIMITS", "on"),
+        ("QNEXT_RPM", "0"),
+        ("QNEXT_TPM", "1e6"),
+        ("QNEXT_CONCURRENCY", "-1"),
+        ("QNEXT_FREE_TOKENS", "-1"),
+        ("QNEXT_PRICES", "cheap"),
+        ("QNEXT_DRAIN_SECONDS", "0"),
         ("QNEXT_RESPONSE_DAYS", "0"),
     ],
 )
@@ -63,3 +71,12 @@ def test_a_wrong_value_is_refused_by_name(name: str, value: str) -> None:
 def test_a_wrong_argument_is_refused_too(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^QNEXT_\w+ is .*: give "):
         Settings(**wrong)
+
+
+def test_limits_are_off_until_they_are_set() -> None:
+    assert [Settings().limit(name) for name in LIMITS] == [None] * 4
+    hosted = Settings.from_env({"QNEXT_LIMITS": "hosted", "QNEXT_TPM": "5000", "QNEXT_PRICES": "1/2,m=3/4"})
+    assert [hosted.limit(name) for name in LIMITS] == [600, 5000, None, 1_000_000]
+    assert (
+        price_of("m", hosted.prices).input == 3_000_000 and price_of("x", hosted.prices).output == 2_000_000
+    )
