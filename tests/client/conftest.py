@@ -1,6 +1,17 @@
 """The server of `tests/server`, with its fake engines, for the client package."""
 
-from ..server.conftest import engines, live, running, service, settings
+from ..server.conftest import engines, live, one_certificate, running, service, settings
 from ..text.conftest import backend, chats, checkpoint, templates
 
-__all__ = ["backend", "chats", "checkpoint", "engines", "live", "running", "service", "settings", "templates"]
+__all__ = [
+    "backend",
+    "chats",
+    "checkpoint",
+    "engines",
+    "live",
+    "one_certificate",
+    "running",
+    "service",
+    "settings",
+    "templates",
+]
