@@ -41,11 +41,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_engine(verb)
 
-    verb = verbs.add_parser("train", help="train a recipe")
-    verb.add_argument("recipe", help="a TOML file")
-    verb.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings that differ from the recipe's"
-    )
+    _add_train(verbs.add_parser("train", help="train a recipe, or plan it"))
 
     verb = verbs.add_parser("eval", help="put questions with known answers to models")
     _add_eval(verb)
@@ -66,6 +62,19 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("key", nargs="?", help="create: a name for it; set, show, revoke: its number")
     _add_limits(verb)
     return top
+
+
+def _add_train(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", help="a TOML file")
+    verb.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that differ from the recipe's"
+    )
+    verb.add_argument(
+        "--plan",
+        action="store_true",
+        help="print memory, speed, GPU hours and cost of a recipe, a checkpoint, qwen3-next-80b-a3b or "
+        "qwen3-32b, and train nothing; key=value sets assumptions, such as gpus=64",
+    )
 
 
 def _add_eval(verb: argparse.ArgumentParser) -> None:

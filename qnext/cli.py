@@ -174,9 +174,14 @@ def warmup(options: Options) -> None:
 
 
 def train(options: Options) -> None:
-    """Train a recipe, with a progress bar; a run that was stopped goes on where it was."""
+    """Train a recipe, with a progress bar; a run that was stopped goes on where it was. Or only plan it."""
+    from .train.planner import plan
     from .train.trainer import train
 
+    if options.plan:
+        return print(
+            "\n".join(f"{label:<12}{text}" for label, text in plan(options.recipe, options.overrides))
+        )
     train(options.recipe, options.overrides, _console())
 
 

@@ -93,6 +93,12 @@ def test_eval_prints_a_line_for_each_gate_and_exits_1_when_one_is_missed(
     assert found["count"] == 3 and found["passed"] is (code == 0) and found["low"] < found["high"]
 
 
+def test_a_plan_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--plan", "qwen3-next-80b-a3b", "gpus=2048"]) == 0
+    out = capsys.readouterr().out
+    assert "GPU hours" in out and "days on 2,048" in out and "published 9.3%" in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -121,6 +127,8 @@ def test_eval_prints_a_line_for_each_gate_and_exits_1_when_one_is_missed(
         (["chat", "--device", "tpu"], "--device tpu"),
         (["info", "no-such-model"], "no-such-model"),
         (["train", "no-such-recipe.toml"], "no-such-recipe.toml: no such file"),
+        (["train", "--plan", "qwen3-32b", "gpu=8"], "unknown key 'gpu'"),
+        (["train", "--plan", "no-such-model"], "no-such-model"),
         (["convert", "no-such-model", "target"], "no model 'no-such-model'"),
         (["eval", "embedded", "no-such-model"], "no model 'no-such-model'"),
         (["eval", "embedded", "tiny-base"], "give --data"),
