@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 import dashscope
+import httpx
 import pytest
 from dashscope import AioGeneration, Conversation, Generation, Models, Tokenization
 
@@ -235,6 +236,18 @@ def test_models_and_tokenizer(live: Live) -> None:
     counted = Tokenization.call("tiny-instruct", prompt="the weather")
     assert counted.usage["input_tokens"] == len(live.instruct.tokenizer.encode("the weather"))
     assert "".join(counted.output["tokens"]) == "the weather"
+
+
+def test_a_model_by_its_path(live: Live) -> None:
+    """How the first generation of the SDK asks, whichever is installed."""
+    url = live.url + "/api/v1/models/qwen3-next-80b-a3b-instruct"
+    answer = httpx.get(url, headers=live.auth)
+    told = answer.json()
+    assert (told["output"]["model"], told["output"]["checkpoint"]) == (url.split("/")[-1], "tiny-instruct")
+    assert told["request_id"] == answer.headers["X-Request-ID"]
+    missing = httpx.get(live.url + "/api/v1/models/gpt-9", headers=live.auth)
+    assert (missing.status_code, missing.json()["code"]) == (404, "ModelNotFound")
+    assert httpx.get(url).status_code == 401
 
 
 def test_conversation(live: Live) -> None:
