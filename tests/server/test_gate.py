@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
 import httpx
 import pytest
 
+from qnext.engine.request import SamplingParams
+from qnext.server.exchange import ChatRequest, Conversation
+from qnext.server.gate import Gate
 from qnext.server.ledger import Entry
 from qnext.server.prices import UNIT, amount
+from qnext.server.service import Service
+from qnext.server.settings import Settings
+from qnext.server.sse import ClientGone
+from qnext.text.messages import Message
 
 from .conftest import Live
 from .test_app import CHAT, NATIVE, SSE, chat, frames, native
@@ -213,3 +221,24 @@ def test_a_client_that_leaves_pays_for_what_it_was_told(live: Live, leaves: str)
     again = httpx.post(live.url + NATIVE, json=native(max_tokens=100), headers=auth)
     assert again.status_code == 200
     assert int(again.headers["x-ratelimit-remaining-tokens"]) == 1000 - used - prompt - 100
+
+
+def test_an_event_that_never_reached_its_client_is_not_charged(live: Live, service: Service) -> None:
+    """As when a client leaves in the moment in which the first token comes."""
+    key_id, _ = limited(live, free_tokens=1000)
+    gate = Gate(service, live.keys, live.admission, Settings())
+    sampling = SamplingParams(max_tokens=50, seed=1)
+    asked = ChatRequest("tiny-instruct", (Conversation((Message("user", "Hi"),)),), sampling, stream=True)
+
+    async def ask(events: int) -> int:
+        answer = gate.answer(live.keys.find(key_id), asked, f"after {events}")
+        used = [(await anext(answer)).usage.total for _ in range(events)]
+        with pytest.raises(ClientGone):
+            await answer.athrow(ClientGone())
+        return used[-2] if events > 1 else 0
+
+    for count in (1, 3):
+        told = asyncio.run(ask(count))
+        row = entries(live, key_id, 1 if count == 1 else 2)[-1]
+        assert row.request_id == f"after {count}" and row.status == "cancelled"
+        assert row.input_tokens + row.output_tokens == row.free_tokens == told

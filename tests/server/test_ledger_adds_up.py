@@ -80,7 +80,7 @@ class Client:
             "server": ("test", 80),
         }
         if self.leaves == 0:
-            asyncio.get_running_loop().call_later(random.random() * 0.2, gone.set)
+            asyncio.get_running_loop().call_later(random.random() * 1.5, gone.set)
         await app(scope, receive, send)
 
     def _read(self, text: str) -> None:
@@ -154,7 +154,7 @@ def check(admission: Admission, keys: Keys, key: Key, asked: list[Client], most:
     assert not ledger.servers()  # nothing is left reserved
     counts = Counter(row.status for row in entries)
     assert counts["ok"] > 30 and counts["cancelled"] > 20 and counts["refused"] > 5, counts
-    assert free > FREE / 2 and left < BALANCE and most > PER_MINUTE / 2
+    assert free > FREE / 4 and left < BALANCE and most > PER_MINUTE / 2
 
 
 def run(home: Path, served: Served) -> tuple[FastAPI, list[Client]]:
