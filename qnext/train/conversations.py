@@ -6,17 +6,17 @@ the server gives the model for that answer, because both come from `Chat.encode`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from qnext.text.chat import Chat
 from qnext.text.messages import Message, Tool
 from qnext.text.tokenizer import Tokenizer
 
-from .documents import read_text
+from .documents import read_rows
 
 TEMPLATES = Path(__file__).parents[1] / "text" / "templates"
 
@@ -90,27 +90,72 @@ def without_earlier_reasoning(messages: Sequence[Message], rng: Random) -> tuple
     return (*bare, messages[-1])
 
 
-def read_conversations(path: Path) -> list[tuple[tuple[Message, ...], tuple[Tool, ...]]]:
+class Conversation(NamedTuple):
+    """One line of a file; `where` names it in messages."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    where: str
+
+
+def read_conversations(path: Path) -> list[Conversation]:
     """Conversations of a JSON-lines file in OpenAI's shape: `messages` and, where wanted, `tools`, one a
     line.
 
-    Raises ValueError naming the line that is not one.
+    Raises ValueError naming the line that is not one, or a file without any.
     """
     conversations = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: not JSON: {error}") from None
-        if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
+    for _, where, row in read_rows(path):
+        if not isinstance(row.get("messages"), list) or not row["messages"]:
             raise ValueError(f"{where}: give an object with a list of messages")
         messages = tuple(
             Message.from_dict(m, f"{where}: messages[{i}]") for i, m in enumerate(row["messages"])
         )
         if messages[-1].role != "assistant":
             raise ValueError(f"{where}: the last message must be the assistant's, it is what is learned")
-        conversations.append((messages, tuple(row.get("tools") or ())))
+        conversations.append(Conversation(messages, _tools(row.get("tools"), where), where))
+    if not conversations:
+        raise ValueError(
+            f"{path} holds no conversation: give JSON lines with messages, or leave the part out"
+        )
     return conversations
+
+
+def fitting(
+    conversations: Sequence[Conversation], encoder: ConversationEncoder, limit: int, too_long: str
+) -> list[Conversation]:
+    """Those that can be learned in rows of `limit` tokens, after all of them were encoded once, so that no
+    run fails on its last line. Raises ValueError naming the line that the template refuses, that teaches
+    nothing, or, where `too_long` is "refuse", that is longer; "drop" leaves such ones out, "cut" keeps them.
+    """
+    kept = []
+    for conversation in conversations:
+        where = conversation.where
+        try:
+            example = encoder.encode(conversation.messages, conversation.tools)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if not any(example.weights):
+            raise ValueError(f"{where}: the template shows none of its answers: there is nothing to learn")
+        if len(example.ids) > limit and too_long == "refuse":
+            raise ValueError(
+                f"{where}: {len(example.ids)} tokens, data.max_length is {limit}: raise it, or set "
+                f"data.too_long to 'drop' or 'cut'"
+            )
+        if len(example.ids) <= limit or too_long == "cut":
+            kept.append(conversation)
+    if not kept:
+        raise ValueError(f"every conversation has more than data.max_length ({limit}) tokens: raise it")
+    return kept
+
+
+def _tools(tools: object, where: str) -> tuple[Tool, ...]:
+    if tools is None:
+        return ()
+    if not isinstance(tools, list):
+        raise ValueError(f"{where}: tools is {type(tools).__name__}: give a list")
+    for index, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise ValueError(f"{where}: tools[{index}]: give an object with a function that has a name")
+    return tuple(tools)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import zstandard
 
@@ -64,14 +65,48 @@ def read_told_stories(folder: Path, heldout: bool = False) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a .zst or plain UTF-8 file."""
+    """The text of a .zst or plain UTF-8 file. Raises ValueError naming the file that is neither."""
     if not path.is_file():
         raise ValueError(f"data file {path} not found: set data.root to the folder that holds it")
     raw = path.read_bytes()
-    if path.suffix == ".zst":
-        with zstandard.ZstdDecompressor().stream_reader(raw) as reader:
-            raw = reader.read()
-    return raw.decode("utf-8")
+    try:
+        if path.suffix == ".zst":
+            raw = _unpacked(raw)
+        return raw.decode("utf-8")
+    except zstandard.ZstdError as error:
+        raise ValueError(f"{path} is no whole zstd file ({error}): fetch it again") from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 text: convert the file") from None
+
+
+def _unpacked(raw: bytes) -> bytes:
+    """The content of all frames. Raises ZstdError, also where the last one was cut off: a stream's reader
+    would give what there is."""
+    content = b""
+    while raw:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        content += frame.decompress(raw)
+        if not frame.eof:
+            raise zstandard.ZstdError("its end is missing")
+        raw = frame.unused_data
+    return content
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The objects of a JSON-lines file: line number, "file, line N" for messages, object. Raises ValueError
+    naming the line that is none; empty lines are passed over."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: give an object, not {type(row).__name__}")
+        yield number, where, row
 
 
 def split_stories(text: str) -> list[str]:
@@ -164,14 +199,27 @@ def _lower_stories(path: Path) -> list[str]:
 
 
 def _passages(path: Path) -> list[str]:
-    rows = [json.loads(line) for line in read_text(path).splitlines()]
-    return [passage for row in rows if row["lang"] == "en" for passage in split_passages(row["text"])]
+    passages: list[str] = []
+    for _, where, row in read_rows(path):
+        for name in ("text", "lang"):
+            if not isinstance(row.get(name), str):
+                raise ValueError(f"{where}: {name} is missing or no string: give a text and its language")
+        if row["lang"] == "en":
+            passages += split_passages(row["text"])
+    return passages
 
 
 def _pairs(path: Path) -> list[str]:
     """Groups of eight sentence pairs a document, each on its line; the order is shuffled, once and always
     alike."""
-    rows = [line.split("\t")[:2] for line in read_text(path).splitlines() if "\t" in line]
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        row = line.split("\t")[:2]
+        if len(row) < 2 or not row[0].strip() or not row[1].strip():
+            raise ValueError(f"{path}, line {number}: give two sentences with a tab between them")
+        rows.append(row)
     rng = Random(path.name)
     rng.shuffle(rows)
     lines = [" ".join(row if rng.random() < 0.5 else row[::-1]) for row in rows]

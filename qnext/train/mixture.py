@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ from .batch import Batch, Source
 from .conversations import (
     ConversationEncoder,
     Example,
+    fitting,
     load_chat,
     read_conversations,
     without_earlier_reasoning,
@@ -65,7 +66,8 @@ class DataSpec:
     """A data source: parts, the row length in tokens, and how conversations are written.
 
     template: "" for the checkpoint's own chat template, "instruct" or "thinking" for qnext's. loss:
-    "answers", or "all" to weight every token of a conversation. max_length: documents are cut there.
+    "answers", or "all" to weight every token of a conversation. max_length: documents and made conversations
+    are cut there; too_long: what becomes of a file's conversations, "refuse", "drop" or "cut".
     """
 
     parts: tuple[Part, ...]
@@ -74,6 +76,7 @@ class DataSpec:
     max_length: int = 1024
     template: str = ""
     loss: str = "answers"
+    too_long: Literal["refuse", "drop", "cut"] = "refuse"
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -111,8 +114,9 @@ def _open_part(part: Part, spec: DataSpec, chat: Chat, seed: str) -> _Stream:
     if part.kind == "chat":
         return _Stream(_synthetic(part, path, chat, spec.loss, seed))
     if part.kind == "conversations":
-        encoder, conversations = ConversationEncoder(chat, spec.loss), read_conversations(path)
-        return _Stream(_shuffled(conversations, lambda pair: encoder.encode(*pair), seed))
+        encoder = ConversationEncoder(chat, spec.loss)
+        told = fitting(read_conversations(path), encoder, spec.max_length, spec.too_long)
+        return _Stream(_shuffled(told, lambda each: encoder.encode(each.messages, each.tools), seed))
     end = chat.tokenizer.control["<|endoftext|>"]
 
     def encode(text: str) -> Example:

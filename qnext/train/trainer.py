@@ -73,6 +73,12 @@ class Trainer:
         self.recipe = recipe
         tokenizer = Tokenizer.from_pretrained(recipe.tokenizer)
         self.model = build_model(recipe, tokenizer).to(recipe.device)
+        positions = self.model.config.max_position_embeddings
+        if recipe.data.max_length > positions:
+            raise ValueError(
+                f"data.max_length is {recipe.data.max_length}, the network has {positions} positions: "
+                "lower it"
+            )
         self.optimizer = Optimizer(self.model, self.model.config, recipe.optim)
         self.source = open_source(recipe.data, recipe.tokenizer, recipe.seed)
         self.heldout: list[Batch] = []

@@ -13,8 +13,10 @@ from qnext.synthetic.chat import compose
 from qnext.synthetic.dialogue import Setting
 from qnext.text.messages import Message, ToolCall
 from qnext.train.conversations import (
+    Conversation,
     ConversationEncoder,
     Example,
+    fitting,
     load_chat,
     read_conversations,
     without_earlier_reasoning,
@@ -139,22 +141,30 @@ def test_conversations_are_read_from_json_lines(tmp_path: Path) -> None:
     }
     path = tmp_path / "chat.jsonl"
     path.write_text(json.dumps(row) + "\n\n")
-    ((messages, tools),) = read_conversations(path)
+    ((messages, tools, where),) = read_conversations(path)
+    assert where == f"{path}, line 1"
     assert [message.content for message in messages] == ["Hi", "Hello"] and tools[0]["function"][
         "name"
     ] == "f"
+
+
+GOOD = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}'
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", "line 2: not JSON"),
-        ("[]", "line 2: give an object"),
+        ("[]", "line 2: give an object, not list"),
+        ('{"messages": []}', "line 2: give an object with a list of messages"),
+        ("\ufeff", "line 2: not JSON"),
         (
             '{"messages": [{"role": "user", "content": "x"}]}',
             "line 2: the last message must be the assistant's",
         ),
         ('{"messages": [{"role": "poet"}]}', r"line 2: messages\[0\]"),
+        (GOOD[:-1] + ', "tools": {}}', "line 2: tools is dict: give a list"),
+        (GOOD[:-1] + ', "tools": [{"function": {}}]}', r"line 2: tools\[0\]: give an object with a function"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -162,3 +172,46 @@ def test_a_broken_line_is_named(tmp_path: Path, line: str, message: str) -> None
     path.write_text("\n" + line)
     with pytest.raises(ValueError, match=message):
         read_conversations(path)
+
+
+def test_an_empty_set_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    path.write_text("\n\n")
+    with pytest.raises(ValueError, match=r"chat\.jsonl holds no conversation"):
+        read_conversations(path)
+
+
+def conversation(words: int, line: int) -> Conversation:
+    return Conversation((Message("user", "Hi"), Message("assistant", "word " * words)), (), f"f, line {line}")
+
+
+def test_what_is_longer_than_a_row_is_refused_dropped_or_cut() -> None:
+    encoder = ConversationEncoder(CHATS["instruct"])
+    short, long = conversation(5, 1), conversation(500, 2)
+    count = len(encoder.encode(long.messages).ids)
+    assert fitting([short, long], encoder, count, "refuse") == [short, long]
+    with pytest.raises(ValueError, match=rf"f, line 2: {count} tokens, data\.max_length is {count - 1}"):
+        fitting([short, long], encoder, count - 1, "refuse")
+    assert fitting([short, long], encoder, count - 1, "drop") == [short]
+    assert fitting([short, long], encoder, count - 1, "cut") == [short, long]
+    with pytest.raises(ValueError, match="every conversation has more than"):
+        fitting([long], encoder, count - 1, "drop")
+
+
+def test_a_line_that_teaches_nothing_is_named() -> None:
+    """With reasoning, a template shows the answers after the last question alone."""
+    silent = ConversationEncoder(CHATS["instruct"])
+    silent._header = [-1]  # a template that never opens an answer as it does when it asks for one
+    with pytest.raises(ValueError, match="f, line 4: the template shows none of its answers"):
+        fitting([conversation(3, 4)], silent, 100, "refuse")
+
+
+def test_a_line_that_the_template_refuses_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = ConversationEncoder(CHATS["instruct"])
+
+    def refuse(*_: object) -> None:
+        raise ValueError("roles must alternate")
+
+    monkeypatch.setattr(encoder, "encode", refuse)
+    with pytest.raises(ValueError, match="f, line 7: roles must alternate"):
+        fitting([conversation(3, 7)], encoder, 100, "refuse")

@@ -13,6 +13,7 @@ from qnext.train.documents import (
     fit_names,
     plain,
     read_documents,
+    read_text,
     recase,
     split_passages,
     split_stories,
@@ -111,3 +112,41 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, kind: str, name: str, mess
 def test_a_file_without_documents_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no document"):
         read_documents("stories", write(tmp_path / "x.zst", "\n\n\n"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines", "message"),
+    [
+        ("passages", b'{"text": "a", "lang": "en"}\n{', "line 2: not JSON"),
+        ("passages", b"\n\n[1]", "line 3: give an object, not list"),
+        ("passages", b'{"text": "a", "lang": "en"}\n{"lang": "en"}', "line 2: text is missing or no string"),
+        ("passages", b'{"text": "a", "lang": 1}', "line 1: lang is missing or no string"),
+        ("passages", b"", "holds no document"),
+        ("pairs", b"a\tb\n\nno tab", "line 3: give two sentences with a tab"),
+        ("pairs", b"a\t ", "line 1: give two sentences with a tab"),
+        ("stories", b"one\ntwo\n\xff\n", "line 3: not UTF-8 text"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_malformed_line_is_named(
+    tmp_path: Path, kind: str, lines: bytes, message: str, packed: bool
+) -> None:
+    path = tmp_path / ("data.zst" if packed else "data.txt")
+    path.write_bytes(zstandard.compress(lines) if packed else lines)
+    with pytest.raises(ValueError, match=message) as error:
+        read_documents(kind, path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"no zstd at all", zstandard.compress(b"text " * 999)[:-5]])
+def test_a_file_that_was_cut_off_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "data.zst"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"data\.zst is no whole zstd file"):
+        read_documents("stories", path)
+
+
+def test_frames_are_read_to_the_last(tmp_path: Path) -> None:
+    path = tmp_path / "data.zst"
+    path.write_bytes(zstandard.compress(b"one ") + zstandard.compress(b"two"))
+    assert read_text(path) == "one two"

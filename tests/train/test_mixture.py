@@ -139,3 +139,11 @@ def test_another_number_of_parts_cannot_be_resumed(root: Path) -> None:
     state = open_source(spec(root, Part("chat", 1)), TOKENIZER, 1).state_dict()
     with pytest.raises(ValueError, match="made with 1 data parts"):
         open_source(spec(root), TOKENIZER, 1).load_state_dict(state)
+
+
+def test_a_long_conversation_of_a_file_is_refused_at_the_start(root: Path) -> None:
+    part = Part("conversations", 1, "chat.jsonl")
+    with pytest.raises(ValueError, match=r"chat\.jsonl, line 1: \d+ tokens, data\.max_length is 9"):
+        open_source(spec(root, part, max_length=9), TOKENIZER, 1)
+    batch = open_source(spec(root, part, max_length=9, too_long="cut"), TOKENIZER, 1).next()
+    assert max(batch.lengths) == 9

@@ -211,3 +211,15 @@ def test_train_reads_a_file_and_shows_progress(recipe: Recipe, tmp_path: Path) -
     assert result == tmp_path / "out/model"
     assert "3/3" in (tmp_path / "screen").read_text()
     assert trainer.train(path, ["schedule.steps=3"]) == result
+
+
+def test_rows_longer_than_the_network_reads_are_refused(recipe: Recipe) -> None:
+    short = replace(recipe, model={**TABLE, "max_position_embeddings": 512})
+    with pytest.raises(ValueError, match=r"data\.max_length is 1024, the network has 512 positions"):
+        Trainer(short)
+    assert not (recipe.output / "metrics.jsonl").exists()
+
+
+def test_a_key_of_the_model_that_does_not_exist_is_named(recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match=r"\[model\] of the recipe: .*num_expert"):
+        Trainer(replace(recipe, model={**TABLE, "num_expert": 4}))
