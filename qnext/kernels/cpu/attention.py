@@ -6,6 +6,7 @@ kernels of `attention_*`, and it looks at every tensor first.
 
 from __future__ import annotations
 
+from array import array
 from operator import add
 from typing import NamedTuple
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor
 
 from ..ops import Row
-from . import attention_decode, attention_inputs, attention_prefill, isa
-from .attention_decode import EXACT, EXACT_BF16, FAST
+from . import attention_decode, attention_prefill, isa
+from .attention_inputs import preparing
+from .attention_job import EXACT, EXACT_BF16, FAST
+from .inputs import float_bits
 from .workspace import Workspace
 
 
@@ -107,15 +110,13 @@ def gated_attention(
     kind = EXACT if paged.dtype == torch.float32 else EXACT_BF16
     if kind == EXACT_BF16 and not exact and isa.has_bf16() and weights.width % 32 == 0:
         kind = FAST
-    queries = _prepare(kind, projected_TX, weights, row, rotary, paged, workspace)
-    gates = (projected_TX.data_ptr() + shape[0] * shape[2] * 4, projected_TX.stride(0) * 4)
-    rows = (queries, out_TQD.data_ptr(), *gates)
+    job = _prepare(kind, projected_TX, weights, row, rotary, paged, out_TQD.data_ptr(), workspace)
     if min(row.lengths) <= attention_decode.WINDOW:
-        _decode(kind, row.table, row.first, shape, rows, paged, workspace)
+        _decode(job, row, shape, paged.pages, workspace)
     for n, length in enumerate(row.lengths):
         if length > attention_decode.WINDOW:
-            piece = (row.starts[n], length, row.contexts[n])
-            _prefill(kind, piece, row.first, shape, rows, paged._replace(pages=paged.pages[n]), workspace)
+            piece = (row.starts[n], length, row.contexts[n], paged.pages[n].ctypes.data)
+            _prefill(job, piece, row.first, shape, workspace)
     return out_TQD
 
 
@@ -132,7 +133,7 @@ def store(
     weights = weights._replace(query_heads=0)
     paged = _Paged.of(cache, row, weights.key_heads, weights.width)
     kind = EXACT if paged.dtype == torch.float32 else EXACT_BF16
-    _prepare(kind, projected_TX, weights, row, rotary, paged, workspace)
+    _prepare(kind, projected_TX, weights, row, rotary, paged, 0, workspace)
 
 
 def _prepare(
@@ -142,88 +143,74 @@ def _prepare(
     row: Row,
     rotary: tuple[Tensor, Tensor],
     paged: _Paged,
+    out: int,
     workspace: Workspace,
-) -> int:
-    """Put keys and values into the cache -> the address of the queries [T, Q, D]."""
+) -> tuple[int, ...]:
+    """Put keys and values into the cache, and queries where the `Job` that is returned says."""
     _check(projected_TX, weights, row, rotary)
-    shape = (weights.query_heads, weights.key_heads, weights.width)
-    threads = numba.get_num_threads()
-    queries = workspace.address("attention queries", len(projected_TX) * shape[0] * shape[2] * 4)
-    attention_inputs.prepare(
+    tokens, (heads, _, width) = len(projected_TX), weights[3:6]
+    job = (
+        kind,
+        *weights[3:6],
+        row.first,
+        tokens,
         projected_TX.data_ptr(),
         projected_TX.stride(0) * 4,
-        len(projected_TX),
-        shape,
-        (weights.q_norm.data_ptr(), weights.k_norm.data_ptr()),
-        weights.eps,
-        (rotary[0].data_ptr(), rotary[1].data_ptr(), rotary[0].shape[1]),
-        weights.scale,
-        queries,
-        kind == FAST,
-        paged.caches,
-        paged.places,
-        kind != EXACT,
-        workspace.address("attention heads", threads * shape[2] * 4),
-        threads,
+        weights.q_norm.data_ptr(),
+        weights.k_norm.data_ptr(),
+        float_bits(weights.eps),
+        rotary[0].data_ptr(),
+        rotary[1].data_ptr(),
+        rotary[0].shape[1],
+        float_bits(weights.scale),
+        workspace.address("attention queries", tokens * heads * width * 4),
+        *paged.caches,
+        paged.places.ctypes.data,
+        workspace.address("attention heads", numba.get_num_threads() * width * 4),
+        out,
     )
-    return queries
+    preparing.run(array("q", job), tokens)
+    return job
 
 
 def _prefill(
-    kind: int,
-    piece: tuple[int, int, int],
+    job: tuple[int, ...],
+    piece: tuple[int, int, int, int],
     first: int,
     shape: tuple[int, int, int],
-    rows: tuple[int, int, int, int],
-    paged: _Paged,
     workspace: Workspace,
 ) -> None:
-    """Answer one long piece."""
+    """Answer one long piece, span by span."""
     threads, step = numba.get_num_threads(), attention_prefill.scratch_bytes(shape[2])
     queries = piece[1] * shape[0] + shape[1] * attention_prefill.TILE
-    attention_prefill.answer(
-        kind,
-        piece,
-        first,
-        shape,
-        rows,
-        paged.caches,
-        paged.pages,
+    numbers = (
         workspace.address("attention panels", attention_prefill.panel_bytes(*shape[1:])),
         workspace.address("attention states", queries * 8),
         workspace.address("attention tiles", threads * step),
         step,
         workspace.address("attention tasks", 64),
-        threads,
     )
+    begin = first // attention_prefill.BLOCK * attention_prefill.BLOCK
+    for span in range(begin, piece[1] + piece[2], attention_prefill.SPAN):
+        attention_prefill.answering.run(array("q", (*job, *piece, span, *numbers)), threads)
 
 
 def _decode(
-    kind: int,
-    table: np.ndarray,
-    first: int,
-    shape: tuple[int, int, int],
-    rows: tuple[int, int, int, int],
-    paged: _Paged,
-    workspace: Workspace,
+    job: tuple[int, ...], row: Row, shape: tuple[int, int, int], pages: np.ndarray, workspace: Workspace
 ) -> None:
-    """Answer the short pieces of a table."""
-    layout, threads = attention_decode.lay_out(table, first, shape), numba.get_num_threads()
-    parts = workspace.address("attention parts", int(layout[-1, 1]) * 4)
+    """Answer the short pieces of a row."""
+    table, threads = row.table, numba.get_num_threads()
+    layout = attention_decode.lay_out(table, row.first, shape)
     step = attention_decode.scratch_bytes(shape)
-    attention_decode.answer(
-        kind,
-        table,
-        layout,
-        first,
-        shape,
-        rows[0],
-        paged.caches,
-        paged.pages,
-        parts,
+    numbers = (
+        len(table),
+        table.ctypes.data,
+        layout.ctypes.data,
+        pages.ctypes.data,
+        pages.shape[1],
+        workspace.address("attention parts", int(layout[-1, 1]) * 4),
         workspace.address("attention scores", threads * step),
         step,
         workspace.address("attention tasks", 64),
-        threads,
     )
-    attention_decode.combine(table, layout, shape, parts, rows)
+    attention_decode.answering.run(array("q", (*job, *numbers)), threads)

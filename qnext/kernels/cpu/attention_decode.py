@@ -19,10 +19,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from .activations import exp, sigmoid
-from .jit import inline, kernel
+from .attention_job import EXACT, EXACT_BF16, FAST, MORE, read_job, read_short
+from .jit import Task, inline, kernel
 from .shuffles import pair_bf16, swap_halves, swap_quarters, take, totals, zip_high, zip_low
 from .simd import (
     dot_bf16,
@@ -35,12 +35,14 @@ from .simd import (
     load_i32,
     peek,
     poke,
+    poke_word,
     prefetch_l2,
     registers_f32,
     spread,
     spread_i32,
     store,
     store_i32,
+    word,
 )
 
 WINDOW = 8  # the longest piece that is answered here
@@ -51,7 +53,6 @@ AHEAD = 4  # keys of a stream between what is asked for and what is used
 TILE = 2  # keys of each stream whose values are taken at once
 HALF = BLOCK * 4 * 4  # bytes of half a group's scores
 LOWEST = -1e30  # below every score, and yet a number
-EXACT_BF16, EXACT, FAST = 0, 1, 2  # caches of bf16 or fp32, with fp32 arithmetic; bf16 throughout
 
 
 @inline
@@ -325,7 +326,7 @@ def _key(place: int, count: int) -> Any:
 
 @inline
 def _find_places(
-    pages: Any, begin: int, count: int, step: int, size: int, cell_bytes: int, cells: Any
+    pages: int, begin: int, count: int, step: int, size: int, cell_bytes: int, cells: Any
 ) -> Any:
     """How many places a block has, and where they are; a place without a key, or after the last, is that of
     another key."""
@@ -334,7 +335,7 @@ def _find_places(
         key = begin + min(stream * each, count - 1)
         page, at = key // size, key % size
         for i in range(each):
-            cells[i * STREAMS + stream] = pages[page] * step + at * cell_bytes
+            cells[i * STREAMS + stream] = word(pages + 8 * page) * step + at * cell_bytes
             if stream * each + i < count - 1:
                 at += 1
                 if at == size:
@@ -344,55 +345,47 @@ def _find_places(
     return each * STREAMS
 
 
-@kernel(parallel=True)
-def answer(
-    kind: int,
-    table: Any,
-    layout: Any,
-    first: int,
-    heads: Any,
-    queries: int,
-    caches: Any,
-    pages: Any,
-    parts: int,
-    scratch: int,
-    scratch_step: int,
-    counter: int,
-    threads: int,
-) -> None:
-    """Leave the parts of all tasks of `layout`. `heads`: Q, G, D. `caches` as in `prepare`, `pages` [N, P].
-    `scratch`: `scratch_step` bytes for each thread. `counter`: an int64 that is zero."""
+def begin_tasks(address: int, thread: int, threads: int) -> None:
+    """None is taken yet."""
+    if not thread:
+        poke_word(read_short(address + MORE).counter, 0)
+
+
+def answer_share(address: int, thread: int, threads: int) -> None:
+    """Leave the parts of tasks of the layout until all are taken."""
+    job, short = read_job(address), read_short(address + MORE)
+    kind, heads = job.kind, (job.query_heads, job.key_heads, job.width)
     query_heads, key_heads, width = heads
-    _, values, page_step, page_size = caches
+    caches = (job.keys, job.values, job.page_step, job.page_size)
     share, cell = query_heads // key_heads, key_heads * width * (4 if kind == EXACT else 2)
-    row = width * (2 if kind == FAST else 4)
-    store(counter, fill(0.0))
-    for thread in prange(threads):
-        cells = np.empty(BLOCK + TILE * STREAMS, np.int64)
-        work = scratch + thread * scratch_step
-        n, task = 0, take(counter)
-        while task < layout[-1, 0]:
-            while task >= layout[n + 1, 0]:
-                n += 1
-            start, length, context = table[n, 0], table[n, 1], table[n, 2]
-            groups = _groups(length * share)
-            every, block = key_heads * groups, task - layout[n, 0]
-            begin = max((block + first // BLOCK) * BLOCK, first)
-            count = min((block + first // BLOCK + 1) * BLOCK, context + length) - begin
-            places = _find_places(pages[n], begin, count, page_step, page_size, cell, cells)
-            for g in range(key_heads):
-                head = queries + (start * query_heads + g * share) * row
-                _gather(head, length * share, share, query_heads * row, row, work + g * groups * GROUP * row)
-            scores = work + every * GROUP * row
-            _score(kind, work, heads, groups, caches, cells, places, scores)
-            part = parts + (layout[n, 1] + block * _part_floats(every, width)) * 4
-            state = _state_floats(every) * 4
-            for half in range(2 * every):
-                here, where = scores + half * HALF, part + half * 16
-                _hide(here, context + 1 - begin, share, half % (2 * groups) * 4, count, places)
-                _softmax(here, places, kind, where, where + state)
-            _add(kind, scores, heads, groups, values, cells, places, part + 2 * state)
-            task = take(counter)
+    row, tasks = width * (2 if kind == FAST else 4), word(short.layout + 16 * short.sequences)
+    cells = np.empty(BLOCK + TILE * STREAMS, np.int64)
+    work = short.scratch + thread * short.scratch_step
+    n, task = 0, take(short.counter)
+    while task < tasks:
+        while task >= word(short.layout + 16 * (n + 1)):
+            n += 1
+        at = short.table + 48 * n
+        start, length, context = word(at), word(at + 8), word(at + 16)
+        groups = _groups(length * share)
+        every, block = key_heads * groups, task - word(short.layout + 16 * n)
+        begin = max((block + job.first // BLOCK) * BLOCK, job.first)
+        count = min((block + job.first // BLOCK + 1) * BLOCK, context + length) - begin
+        pages = short.pages + 8 * n * short.pitch
+        places = _find_places(pages, begin, count, job.page_step, job.page_size, cell, cells)
+        for g in range(key_heads):
+            head = job.queries + (start * query_heads + g * share) * row
+            _gather(head, length * share, share, query_heads * row, row, work + g * groups * GROUP * row)
+        scores = work + every * GROUP * row
+        _score(kind, work, heads, groups, caches, cells, places, scores)
+        part = short.parts + (word(short.layout + 16 * n + 8) + block * _part_floats(every, width)) * 4
+        state = _state_floats(every) * 4
+        for half in range(2 * every):
+            here, where = scores + half * HALF, part + half * 16
+            _hide(here, context + 1 - begin, share, half % (2 * groups) * 4, count, places)
+            _softmax(here, places, kind, where, where + state)
+        _add(kind, scores, heads, groups, job.values, cells, places, part + 2 * state)
+        task = take(short.counter)
 
 
 @inline
@@ -412,28 +405,33 @@ def _weigh(part: int, step: int, blocks: int, queries: int, state: int) -> None:
             poke(at + b * step, peek(at + b * step) / largest(summed))
 
 
-@kernel(parallel=True)
-def combine(table: Any, layout: Any, heads: Any, parts: int, rows: Any) -> None:
-    """Add up the parts that `answer` left, and multiply by the sigmoid of the gates. `rows`: addresses of
-    queries, answers and gates, each [T, Q, D], and the bytes from token to token of the gates."""
-    _, out, gates, gate_step = rows
-    query_heads, key_heads, width = heads
-    share = query_heads // key_heads
-    for piece in prange(len(table) * key_heads):
+def combine_share(address: int, thread: int, threads: int) -> None:
+    """Add up the parts that the tasks left, and multiply by the sigmoid of the gates, which lie between
+    queries and keys in the rows."""
+    job, short = read_job(address), read_short(address + MORE)
+    query_heads, key_heads, width = job.query_heads, job.key_heads, job.width
+    share, gates = query_heads // key_heads, job.rows + query_heads * width * 4
+    every = short.sequences * key_heads
+    for piece in range(every * thread // threads, every * (thread + 1) // threads):
         n, g = piece // key_heads, piece % key_heads
-        start, queries, blocks = table[n, 0], table[n, 1] * share, layout[n + 1, 0] - layout[n, 0]
+        at, laid = short.table + 48 * n, short.layout + 16 * n
+        start, queries, blocks = word(at), word(at + 8) * share, word(laid + 16) - word(laid)
         if blocks:
             groups = _groups(queries)
             state, step = _state_floats(key_heads * groups) * 4, _part_floats(key_heads * groups, width) * 4
-            weights = parts + layout[n, 1] * 4 + g * groups * GROUP * 4
-            values = parts + layout[n, 1] * 4 + 2 * state + g * groups * GROUP * width * 4
+            weights = short.parts + word(laid + 8) * 4 + g * groups * GROUP * 4
+            values = short.parts + word(laid + 8) * 4 + 2 * state + g * groups * GROUP * width * 4
             _weigh(weights, step, blocks, queries, state)
             for r in range(queries):
                 token, head = start + r // share, (g * share + r % share) * width * 4
-                gate, to = gates + token * gate_step + head, out + token * query_heads * width * 4 + head
+                gate = gates + token * job.row_step + head
+                to = job.out + token * query_heads * width * 4 + head
                 for d in range(0, width * 4, 64):
                     total = fill(0.0)
                     for b in range(blocks):
                         p = spread(weights + b * step + r * 4)
                         total = fma(p, load(values + b * step + r * width * 4 + d), total)
                     store(to + d, total * sigmoid(load(gate + d)))
+
+
+answering = Task(begin_tasks, answer_share, combine_share)

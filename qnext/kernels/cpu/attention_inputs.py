@@ -1,6 +1,6 @@
 """What attention starts from: queries and keys normalised and rotated, keys and values in their pages.
 
-Called by `attention` before any query is answered. Invariant: a token's numbers do not depend on the others
+Called by `attention` before any query is answered (see `attention_job`). Invariant: a token's numbers do not depend on the others
 of its row, nor on the number of threads.
 
 Addresses of the row: heads of width D lie end to end, in fp32 as (q | gate | k | v). A head's scratch holds D
@@ -9,12 +9,11 @@ floats.
 
 from __future__ import annotations
 
-from typing import Any
+import numpy as np
 
-from numba import prange
-
-from .jit import inline, kernel
-from .simd import fill, fma, load, peek, poke, root, store, store_bf16, total
+from .attention_job import EXACT, FAST, read_job
+from .jit import Task, inline
+from .simd import as_number, fill, fma, load, peek, poke, root, store, store_bf16, total, word
 
 
 @inline
@@ -52,44 +51,28 @@ def _put(x: int, width: int, scale: float, rounded: bool, out: int) -> None:
             store(out + i * 4, load(x + i * 4) * fill(scale))
 
 
-@kernel(parallel=True)
-def prepare(
-    row: int,
-    row_step: int,
-    tokens: int,
-    heads: Any,
-    norms: Any,
-    eps: float,
-    rotary: Any,
-    scale: float,
-    queries: int,
-    rounded_queries: bool,
-    caches: Any,
-    places: Any,
-    rounded_cache: bool,
-    scratch: int,
-    threads: int,
-) -> None:
-    """`heads`: Q, G, D. `norms`: addresses of q's and k's weights. `rotary`: addresses of cos and sin [T, R],
-    R. `caches`: addresses of keys and values, bytes from page to page, cells a page. `places` [T]: cells."""
-    query_heads, key_heads, width = heads
-    keys, values, page_step, page_size = caches
-    cos, sin, half = rotary
-    head = width * 4
-    query_bytes, cell_bytes = width * (2 if rounded_queries else 4), width * (2 if rounded_cache else 4)
-    for thread in prange(threads):
-        work = scratch + thread * head
-        for t in range(tokens * thread // threads, tokens * (thread + 1) // threads):
-            x, turn = row + t * row_step, t * half * 4
-            for h in range(query_heads):
-                _normalised(x + h * head, norms[0], width, eps, work)
-                _rotate(work, cos + turn, sin + turn, half)
-                _put(work, width, scale, rounded_queries, queries + (t * query_heads + h) * query_bytes)
-            cell = places[t] // page_size * page_step + places[t] % page_size * key_heads * cell_bytes
-            x += 2 * query_heads * head
-            for g in range(key_heads):
-                _normalised(x + g * head, norms[1], width, eps, work)
-                _rotate(work, cos + turn, sin + turn, half)
-                _put(work, width, 1.0, rounded_cache, keys + cell + g * cell_bytes)
-                value = x + (key_heads + g) * head
-                _put(value, width, 1.0, rounded_cache, values + cell + g * cell_bytes)
+def prepare_share(address: int, thread: int, threads: int) -> None:
+    """A thread's tokens."""
+    job = read_job(address)
+    head, share, group = job.width * 4, job.query_heads, job.key_heads
+    query_bytes = job.width * (2 if job.kind == FAST else 4)
+    cell_bytes = job.width * (4 if job.kind == EXACT else 2)
+    work, eps, scale = job.desks + thread * head, as_number(job.eps), as_number(job.scale)
+    for t in range(job.tokens * thread // threads, job.tokens * (thread + 1) // threads):
+        x, turn = job.rows + t * job.row_step, t * job.half * 4
+        for h in range(share):
+            _normalised(x + h * head, job.q_norm, job.width, eps, work)
+            _rotate(work, job.cos + turn, job.sin + turn, job.half)
+            _put(work, job.width, scale, job.kind == FAST, job.queries + (t * share + h) * query_bytes)
+        place = word(job.cells + 8 * t)
+        cell = place // job.page_size * job.page_step + place % job.page_size * group * cell_bytes
+        x += 2 * share * head
+        for g in range(group):
+            _normalised(x + g * head, job.k_norm, job.width, eps, work)
+            _rotate(work, job.cos + turn, job.sin + turn, job.half)
+            _put(work, job.width, np.float32(1), job.kind != EXACT, job.keys + cell + g * cell_bytes)
+            value = x + (group + g) * head
+            _put(value, job.width, np.float32(1), job.kind != EXACT, job.values + cell + g * cell_bytes)
+
+
+preparing = Task(prepare_share)

@@ -18,11 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from .activations import as_int, exp, sigmoid
-from .attention_decode import EXACT, FAST
-from .jit import inline, kernel
+from .attention_job import EXACT, FAST, MORE, read_job, read_long
+from .jit import Task, inline
 from .shuffles import take, transpose, zip_high, zip_low
 from .simd import (
     dot_bf16,
@@ -35,6 +34,7 @@ from .simd import (
     load_i32,
     peek,
     poke,
+    poke_word,
     registers_f32,
     registers_i32,
     spread,
@@ -43,6 +43,7 @@ from .simd import (
     store_bf16_pair,
     store_i32,
     total,
+    word,
 )
 
 BLOCK = 512  # keys of a block: their panels, of one key head, fit in the second cache
@@ -155,7 +156,7 @@ def _copy_panels(
 
 @inline
 def _find_cells(
-    pages: Any, begin: int, fixed: int, end: int, caches: Any, heads: Any, kind: int, cells: Any
+    pages: int, begin: int, fixed: int, end: int, caches: Any, heads: Any, kind: int, cells: Any
 ) -> None:
     """How far the keys from `begin` on are from the first of the cache, block by block from `fixed` on. After
     a block's last it is that of the last."""
@@ -164,7 +165,8 @@ def _find_cells(
     for block in range(fixed, end, BLOCK):
         for i in range(BLOCK):
             key = min(max(block, begin) + i, min(block + BLOCK, end) - 1)
-            cells[block - fixed + i] = pages[key // page_size] * page_step + key % page_size * cell
+            page = word(pages + 8 * (key // page_size))
+            cells[block - fixed + i] = page * page_step + key % page_size * cell
 
 
 @inline
@@ -271,62 +273,57 @@ def _take_in(kind: int, tile: Any, block: Any, heads: Any, rows: Any, panels: An
                 store(to + d, load(source + d))
 
 
-@kernel(parallel=True)
-def answer(
-    kind: int,
-    piece: Any,
-    first: int,
-    heads: Any,
-    rows: Any,
-    caches: Any,
-    pages: Any,
-    panels: int,
-    states: int,
-    scratch: int,
-    scratch_step: int,
-    counter: int,
-    threads: int,
-) -> None:
-    """Answer a piece: `piece` is its start, length and context in the row. `rows`: addresses of all queries,
-    answers and gates, bytes from gate to gate. `caches` as in `prepare`, `pages` [P]. `panels`: room for
-    those of a span; `states`: 8 bytes for each query of the piece, and for 6 more for each key head;
-    `scratch`: `scratch_step` bytes for each thread; `counter`: 64 bytes."""
+def copy_share(address: int, thread: int, threads: int) -> None:
+    """Bring a thread's part of a span's keys and values into panels. No run of tiles is taken yet."""
+    job, piece = read_job(address), read_long(address + MORE)
+    heads = (job.query_heads, job.key_heads, job.width)
+    caches = (job.keys, job.values, job.page_step, job.page_size)
+    kind, key_heads, fixed, end = job.kind, job.key_heads, piece.span, piece.context + piece.length
+    if not thread:
+        poke_word(piece.counter, 0)
+    head, cells = BLOCK * job.width * (2 if kind == FAST else 4), np.empty(SPAN, np.int64)
+    _find_cells(piece.pages, max(fixed, job.first), fixed, min(fixed + SPAN, end), caches, heads, kind, cells)
+    count = (min(SPAN, end - fixed) + BLOCK - 1) // BLOCK * key_heads * (BLOCK // PANEL)
+    for i in range(count * thread // threads, count * (thread + 1) // threads):
+        at, g = i % (BLOCK // PANEL) * PANEL, i // (BLOCK // PANEL) % key_heads
+        block = i // (BLOCK // PANEL) // key_heads
+        if fixed + block * BLOCK + at < end:
+            to = piece.panels + (block * 2 * key_heads + g) * head
+            _copy_panels(kind, caches, cells, block * BLOCK + at, at, g, job.width, to, to + key_heads * head)
+
+
+def answer_share(address: int, thread: int, threads: int) -> None:
+    """Take runs of tiles through a span's blocks until all are taken."""
+    job, piece = read_job(address), read_long(address + MORE)
+    kind, heads = job.kind, (job.query_heads, job.key_heads, job.width)
     query_heads, key_heads, width = heads
-    start, length, context = piece
-    share, end = query_heads // key_heads, context + length
-    many, token = length * share, start * query_heads * width
+    fixed, context, end = piece.span, piece.context, piece.context + piece.length
+    share = query_heads // key_heads
+    many, token = piece.length * share, piece.start * query_heads * width
     own = (
-        rows[0] + token * (2 if kind == FAST else 4),
-        rows[1] + token * 4,
-        rows[2] + start * rows[3],
-        rows[3],
+        job.queries + token * (2 if kind == FAST else 4),
+        job.out + token * 4,
+        job.rows + piece.start * job.row_step + query_heads * width * 4,
+        job.row_step,
     )
-    head = BLOCK * width * (2 if kind == FAST else 4)
-    tiles, cells = (many + TILE - 1) // TILE, np.empty(SPAN, np.int64)
-    for fixed in range(first // BLOCK * BLOCK, end, SPAN):
-        _find_cells(pages, max(fixed, first), fixed, min(fixed + SPAN, end), caches, heads, kind, cells)
-        blocks = (min(SPAN, end - fixed) + BLOCK - 1) // BLOCK
-        for i in prange(blocks * key_heads * (BLOCK // PANEL)):
-            at, g = i % (BLOCK // PANEL) * PANEL, i // (BLOCK // PANEL) % key_heads
-            block = i // (BLOCK // PANEL) // key_heads
-            if fixed + block * BLOCK + at < end:
-                to = panels + (block * 2 * key_heads + g) * head
-                _copy_panels(kind, caches, cells, block * BLOCK + at, at, g, width, to, to + key_heads * head)
-        # tiles whose tokens all come before these keys are done
-        done = max(fixed - context, 0) * share // TILE
-        runs = (tiles - done + RUN - 1) // RUN
-        store(counter, fill(0.0))
-        for thread in prange(threads):
-            work, task = scratch + thread * scratch_step, take(counter)
-            while task < key_heads * runs:
-                g, run = task // runs, done + task % runs * RUN
-                for block in range(blocks):
-                    begin = max(fixed + block * BLOCK, first)
-                    size = min(fixed + block * BLOCK + BLOCK, end) - begin
-                    panel = panels + (block * 2 * key_heads + g) * head
-                    for tile in range(run, min(run + RUN, tiles)):
-                        place = (tile * TILE, many, g, states + (g * (many + TILE) + tile * TILE) * 8)
-                        if context + min(tile * TILE + TILE - 1, many - 1) // share >= begin:
-                            keys = (begin, size, begin == first, context)
-                            _take_in(kind, place, keys, heads, own, (panel, panel + key_heads * head), work)
-                task = take(counter)
+    head, tiles = BLOCK * width * (2 if kind == FAST else 4), (many + TILE - 1) // TILE
+    blocks = (min(SPAN, end - fixed) + BLOCK - 1) // BLOCK
+    # tiles whose tokens all come before these keys are done
+    done = max(fixed - context, 0) * share // TILE
+    runs = (tiles - done + RUN - 1) // RUN
+    work, task = piece.scratch + thread * piece.scratch_step, take(piece.counter)
+    while task < key_heads * runs:
+        g, run = task // runs, done + task % runs * RUN
+        for block in range(blocks):
+            begin = max(fixed + block * BLOCK, job.first)
+            size = min(fixed + block * BLOCK + BLOCK, end) - begin
+            panel = piece.panels + (block * 2 * key_heads + g) * head
+            for tile in range(run, min(run + RUN, tiles)):
+                place = (tile * TILE, many, g, piece.states + (g * (many + TILE) + tile * TILE) * 8)
+                if context + min(tile * TILE + TILE - 1, many - 1) // share >= begin:
+                    keys = (begin, size, begin == job.first, context)
+                    _take_in(kind, place, keys, heads, own, (panel, panel + key_heads * head), work)
+        task = take(piece.counter)
+
+
+answering = Task(copy_share, answer_share)
