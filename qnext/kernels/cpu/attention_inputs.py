@@ -1,7 +1,7 @@
 """What attention starts from: queries and keys normalised and rotated, keys and values in their pages.
 
-Called by `attention` before any query is answered (see `attention_job`). Invariant: a token's numbers do not depend on the others
-of its row, nor on the number of threads.
+Called by `attention` before any query is answered; see `attention_job`. Invariant: a token's numbers do not
+depend on the others of its row, nor on the number of threads.
 
 Addresses of the row: heads of width D lie end to end, in fp32 as (q | gate | k | v). A head's scratch holds D
 floats.
