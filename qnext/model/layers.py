@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +15,21 @@ from .packing import Packing
 Routing = list[tuple[Tensor, Tensor]]
 
 
+class RoutingSink(Protocol):
+    """Takes in each sparse layer's router probabilities [T, E] and choices [T, k], as a list does."""
+
+    def append(self, routed: tuple[Tensor, Tensor], /) -> None: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One forward's surroundings: how the row is packed, rotary tables [T, R], the backend, and a list that
-    collects each sparse layer's router probabilities [T, E] and choices [T, k] where somebody wants them."""
+    """One forward's surroundings: how the row is packed, rotary tables [T, R], the backend, and what collects
+    the routing where somebody wants it."""
 
     packing: Packing
     rotary: tuple[Tensor, Tensor]
     ops: Ops
-    routing: Routing | None = None
+    routing: RoutingSink | None = None
 
 
 class RMSNorm(nn.Module):

@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qnext.kernels.ops import Ops
+
 from .config import ModelConfig
 from .layers import Step, SwiGLU
 
@@ -19,6 +21,10 @@ class Experts(nn.Module):
         count, width, hidden = config.num_experts, config.moe_intermediate_size, config.hidden_size
         self.gate_up_proj = nn.Parameter(torch.zeros(count, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.zeros(count, hidden, width))
+
+    def forward(self, x_TH: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, ops: Ops) -> Tensor:
+        """The chosen experts' weighted sum [T, H]; see `Ops.experts`."""
+        return ops.experts(x_TH, weights_Tk, chosen_Tk, self.gate_up_proj, self.down_proj)
 
 
 class SparseMoE(nn.Module):
@@ -36,6 +42,6 @@ class SparseMoE(nn.Module):
         probs, weights, chosen = step.ops.route(self.gate(x_TH), self.top_k, self.normalise)
         if step.routing is not None:
             step.routing.append((probs, chosen))
-        routed = step.ops.experts(x_TH, weights, chosen, self.experts.gate_up_proj, self.experts.down_proj)
+        routed: Tensor = self.experts(x_TH, weights, chosen, step.ops)
         shared: Tensor = self.shared_expert(x_TH, step) * self.shared_expert_gate(x_TH).sigmoid()
         return routed + shared

@@ -18,7 +18,7 @@ from .checkpoint import Checkpoint
 from .config import ModelConfig
 from .decoder import DecoderLayer
 from .initialise import initialise
-from .layers import RMSNorm, Routing, Step
+from .layers import RMSNorm, RoutingSink, Step
 from .mtp import MTPHead, ungained
 from .packed_file import is_packed, open_packed
 from .packing import Packing
@@ -122,7 +122,7 @@ class Qwen3Next(nn.Module):
         ids_T: Tensor,
         packing: Packing | None = None,
         state: State | None = None,
-        routing: Routing | None = None,
+        routing: RoutingSink | None = None,
     ) -> Tensor:
         """Token ids [T] -> hidden states [T, H] after the final norm. Without `packing`: one sequence."""
         packing = packing or Packing.of([ids_T.shape[0]], device=ids_T.device)
@@ -144,7 +144,7 @@ class Qwen3Next(nn.Module):
         next_ids_T: Tensor,
         packing: Packing | None = None,
         cache: tuple[Tensor, Tensor] | None = None,
-        routing: Routing | None = None,
+        routing: RoutingSink | None = None,
         *,
         own: bool = False,
     ) -> Tensor:
@@ -171,7 +171,7 @@ class Qwen3Next(nn.Module):
             raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
         return self.mtp
 
-    def _step(self, packing: Packing, routing: Routing | None) -> Step:
+    def _step(self, packing: Packing, routing: RoutingSink | None) -> Step:
         positions = packing.positions
         tables = rotary_table(self.config, positions, packing.stretched)
         return Step(packing, tables, backend(positions.device.type), routing)

@@ -6,8 +6,9 @@ once, and a token of weight 0 costs no logits at all.
 Shapes: T tokens of the row, R rows that are learned from, H hidden, V vocabulary, E experts, k chosen ones.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,16 @@ from qnext.model.qwen3_next import Qwen3Next
 from .batch import Batch
 
 ROWS_PER_CHUNK = 512
+
+
+class _Seen:
+    """Collects the routing of a forward. Not a list: of those FSDP would give each layer a copy."""
+
+    def __init__(self) -> None:
+        self.all: Routing = []
+
+    def append(self, routed: tuple[Tensor, Tensor], /) -> None:
+        self.all.append(routed)
 
 
 @dataclass
@@ -35,12 +46,21 @@ class Tally:
     mtp_rows: int = 0
     mtp_accepted: int = 0  # rows where the drafted top token is the model's own top token
     batches: int = 0
+    steps: int = 0  # left to the trainer
     router: float = 0.0  # the unweighted balance loss
     busiest: float = 0.0  # load of the busiest expert of any layer, over the fair load
+    loads: Tensor = field(default_factory=lambda: torch.zeros(1, 1))  # tokens of each expert [L, E]
 
     def add(self, other: "Tally") -> None:
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+
+    def shared(self, total: Callable[[Tensor], Tensor]) -> "Tally":
+        """The tally of all processes, given what sums a tensor over them; steps and seconds are shared."""
+        names = [each.name for each in fields(self) if each.name not in ("steps", "seconds", "loads")]
+        sums = total(torch.tensor([float(getattr(self, name)) for name in names], dtype=torch.float64))
+        values = dict(zip(names, sums.tolist(), strict=True))
+        return replace(self, **values, loads=total(self.loads.clone()))
 
     def means(self) -> dict[str, float]:
         """Metrics in nats per token; a part the model does not have is left out."""
@@ -49,13 +69,31 @@ class Tally:
             metrics["mtp_nll"] = self.mtp_nll / self.mtp_weight
             metrics["mtp_acceptance"] = self.mtp_accepted / self.mtp_rows
         if self.router:
-            metrics["router"] = self.router / self.batches
+            metrics["router"] = self.router / max(self.steps, 1)
             metrics["busiest_expert"] = self.busiest / self.batches
+        for layer, evenness in enumerate(load_entropy(self.loads) if self.loads.shape[1] > 1 else ()):
+            metrics[f"load_entropy_{layer}"] = evenness
         return metrics
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a micro-step must know of its whole step, so that the balance losses of all add up to that of one
+    long row: how many tokens there are, and what turns a row's counts of choices by layer and expert [L, E]
+    into the step's."""
+
+    tokens: int
+    counts: Callable[[Tensor], Tensor] = lambda counts: counts
+
+
 def total(
-    model: Qwen3Next, batch: Batch, *, denominator: float, mtp_weight: float, router_weight: float
+    model: Qwen3Next,
+    batch: Batch,
+    *,
+    denominator: float,
+    mtp_weight: float,
+    router_weight: float,
+    share: Share | None = None,
 ) -> tuple[Tensor, Tally]:
     """The loss of one micro-step, ready for `backward`, and what it was made of.
 
@@ -63,9 +101,9 @@ def total(
     step, so that accumulated micro-steps equal one long row. Weight 0 leaves a part out.
     """
     packing = Packing.of(batch.lengths, device=batch.ids.device)
+    seen = _Seen()
+    hidden = model(batch.ids, packing, routing=seen)
     head = (model.lm_head or model.embed_tokens).weight
-    routing: Routing = []
-    hidden = model(batch.ids, packing, routing=routing)
     tally = Tally(tokens=len(batch.ids), batches=1)
 
     learned = batch.weights.nonzero().flatten()  # positions of the tokens to predict
@@ -76,8 +114,11 @@ def total(
 
     if model.config.mtp_layers and mtp_weight:
         drafted = hidden_two_back = learned[twice_inside(learned, batch.lengths)]
-        next_ids = batch.ids.roll(-1)  # at a document's last token this is noise, seen by no learned row
-        mtp_hidden = model.mtp_hidden(hidden, next_ids, packing, routing=routing)
+        next_ids = batch.ids.roll(-1)
+        # a document's last token has no next one: itself, seen by no learned row, not a neighbour's first
+        last = torch.tensor(batch.lengths, device=batch.ids.device).cumsum(0) - 1
+        next_ids[last] = batch.ids[last]
+        mtp_hidden = model.mtp_hidden(hidden, next_ids, packing, routing=seen)
         weights = batch.weights[drafted]
         nll, draft_top = cross_entropy(mtp_hidden[hidden_two_back - 2], head, batch.ids[drafted], weights)
         loss = loss + mtp_weight * nll / denominator
@@ -85,10 +126,12 @@ def total(
         tally.mtp_weight, tally.mtp_nll = float(weights.sum()), float(nll.detach())
         tally.mtp_rows, tally.mtp_accepted = len(drafted), int((own_top == draft_top).sum())
 
-    if routing and router_weight:
-        balance = router_loss(routing)
+    if (routing := seen.all) and router_weight:
+        tally.loads = choice_counts(routing)
+        counts = share.counts(tally.loads) if share else tally.loads
+        balance = router_loss(routing, counts, share.tokens if share else len(batch.ids))
         loss = loss + router_weight * balance
-        tally.router, tally.busiest = float(balance.detach()), busiest_expert(routing)
+        tally.router, tally.busiest = float(balance.detach()), busiest_expert(counts)
     return loss, tally
 
 
@@ -99,6 +142,24 @@ def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor
     """
     loss, top = _LinearCrossEntropy.apply(hidden, head, targets, weights)  # type: ignore[no-untyped-call]
     return loss, top
+
+
+def log_probs(model: Qwen3Next, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+    """What the model gives each token after those before it in its document, in nats [T]; 0 for first ones.
+
+    ids [T]: documents of these `lengths` end to end. Gradients reach the model.
+    """
+    hidden = model(ids, Packing.of(lengths, device=ids.device))
+    starts = torch.tensor(lengths, device=ids.device).cumsum(0)[:-1]
+    follows = torch.ones_like(ids, dtype=torch.bool).index_fill(0, starts, False)
+    follows[0] = False
+    places = follows.nonzero().flatten()
+    found = [
+        model.logits(hidden[rows - 1]).float().log_softmax(-1).gather(1, ids[rows, None]).squeeze(1)
+        for rows in places.split(ROWS_PER_CHUNK)
+    ]
+    none: Tensor = hidden.new_zeros(len(ids), dtype=torch.float32)
+    return none.index_put((places,), torch.cat(found))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -152,21 +213,35 @@ def twice_inside(positions: Tensor, lengths: Sequence[int]) -> Tensor:
     return positions - starts[document] >= 2
 
 
-def router_loss(routing: Routing) -> Tensor:
+def router_loss(routing: Routing, counts: Tensor, tokens: int) -> Tensor:
     """Mean over layers of E * sum_e f_e * P_e: 1.0 when tokens spread evenly, E / k when k experts take all.
 
-    f_e is the share of all picks that went to expert e (no gradient), P_e the mean router probability of e.
-    Each layer is balanced by itself: layers summed first could hide a collapsed one.
+    f_e is the share of all picks of the step that went to expert e (`counts` [L, E], no gradient), P_e the
+    sum of these rows' router probabilities of e over the step's `tokens`: the rows of a step add up to the
+    loss of all of them. Each layer is balanced by itself: layers summed first could hide a collapsed one.
     """
-    losses = [probs.shape[1] * (_load(probs, chosen) * probs.mean(0)).sum() for probs, chosen in routing]
+    shares = counts / counts.sum(1, keepdim=True)
+    losses = [
+        probs.shape[1] * (share * (probs.sum(0) / tokens)).sum()
+        for (probs, _), share in zip(routing, shares, strict=True)
+    ]
     return torch.stack(losses).mean()
 
 
-def busiest_expert(routing: Routing) -> float:
+def choice_counts(routing: Routing) -> Tensor:
+    """How many tokens chose each expert, by layer [L, E] fp32."""
+    counts = [torch.bincount(chosen.flatten(), minlength=probs.shape[1]) for probs, chosen in routing]
+    return torch.stack(counts).float()
+
+
+def busiest_expert(counts: Tensor) -> float:
     """The largest load of any expert in any layer, over the load of an even spread."""
-    return max(probs.shape[1] * float(_load(probs, chosen).max()) for probs, chosen in routing)
+    return float((counts.max(1).values / counts.mean(1)).max())
 
 
-def _load(probs: Tensor, chosen: Tensor) -> Tensor:
-    """f [E]: the share of all picks that went to each expert."""
-    return torch.bincount(chosen.flatten(), minlength=probs.shape[1]) / chosen.numel()
+def load_entropy(counts: Tensor) -> list[float]:
+    """Entropy of each layer's expert loads over that of an even spread: 1 is even, 0 is collapse."""
+    shares = counts / counts.sum(1, keepdim=True)
+    entropy = torch.special.entr(shares).sum(1) / math.log(counts.shape[1])
+    found: list[float] = entropy.tolist()
+    return found

@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from qnext.model.config import ModelConfig
+
+from .mesh import Mesh, MeshSettings, joined, local, own
 
 # A quintic whose iteration pulls every singular value into about [0.7, 1.2] within five steps, with the
 # coefficients that Muon was published with.
@@ -57,12 +60,21 @@ class _Matrix:
         """The matrices [B, M, N] of the parameter, or of a tensor like it, as views."""
         return torch.split(tensor.view(-1, *tensor.shape[-2:]), self.rows, dim=1)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether its matrices lie in several processes, so that none can orthogonalise its part. Stacks are
+        cut between matrices."""
+        return isinstance(self.parameter, DTensor) and self.parameter.ndim == 2
+
 
 class Optimizer:
     """Muon and AdamW in one: `step` reads `.grad` of the model's parameters and updates them in place."""
 
-    def __init__(self, model: nn.Module, config: ModelConfig, settings: OptimSettings) -> None:
+    def __init__(
+        self, model: nn.Module, config: ModelConfig, settings: OptimSettings, mesh: Mesh | None = None
+    ) -> None:
         self.settings = settings
+        self._mesh = mesh or Mesh(MeshSettings(), None)
         self.steps = 0
         self._matrices: list[_Matrix] = []
         self._others: dict[str, nn.Parameter] = {}
@@ -70,10 +82,11 @@ class Optimizer:
         for name, parameter in model.named_parameters():
             if is_matrix(name):
                 rows = matrix_rows(name, parameter.shape[-2], config)
-                self._matrices.append(_Matrix(name, parameter, torch.zeros_like(parameter), rows))
+                self._matrices.append(_Matrix(name, parameter, torch.zeros_like(local(parameter)), rows))
             else:
                 self._others[name] = parameter
-                self._moments[name] = (torch.zeros_like(parameter), torch.zeros_like(parameter))
+                part = local(parameter)
+                self._moments[name] = (torch.zeros_like(part), torch.zeros_like(part))
 
     @torch.no_grad()
     def step(self, lr_scale: float) -> float:
@@ -82,7 +95,11 @@ class Optimizer:
         Returns the norm of the whole gradient before clipping. `lr_scale` multiplies both learning rates.
         """
         parameters = [m.parameter for m in self._matrices] + list(self._others.values())
-        norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = self._mesh.norm(gradients)
+        scale = torch.clamp(self.settings.clip / (norm + 1e-6), max=1.0)
+        for gradient in gradients:
+            local(gradient).mul_(scale)
         self.steps += 1
         self._muon(self.settings.muon_lr * lr_scale)
         self._adamw(self.settings.adamw_lr * lr_scale)
@@ -91,58 +108,77 @@ class Optimizer:
         return float(norm)
 
     def _muon(self, lr: float) -> None:
-        """All matrices of one shape go through Newton-Schulz together: few large batched products."""
+        """All matrices of one shape go through Newton-Schulz together: few large batched products.
+
+        Where a matrix is cut over processes, each makes the whole update and takes its own rows.
+        """
         groups: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        cut: list[tuple[_Matrix, Tensor]] = []
         for matrix in self._matrices:
-            gradient = matrix.parameter.grad
-            if gradient is None:
+            if matrix.parameter.grad is None:
                 continue
+            gradient = local(matrix.parameter.grad)
             matrix.momentum.lerp_(gradient, 1 - self.settings.momentum)
             update = gradient.lerp(matrix.momentum, self.settings.momentum)  # Nesterov
-            for weight, part in zip(matrix.parts(matrix.parameter), matrix.parts(update), strict=True):
-                groups.setdefault((part.shape[1], part.shape[2]), []).append((weight, part))
+            weight = local(matrix.parameter)
+            if matrix.is_cut:
+                update = joined(update, matrix.parameter)
+                weight = torch.zeros_like(update)
+                cut.append((matrix, weight))
+            for target, part in zip(matrix.parts(weight), matrix.parts(update), strict=True):
+                groups.setdefault((part.shape[1], part.shape[2]), []).append((target, part))
+        decay = 1 - lr * self.settings.weight_decay
         for (rows, columns), members in groups.items():
             updates = orthogonalise(torch.cat([part for _, part in members]))
             scale = lr * max(1.0, rows / columns) ** 0.5
             for (weight, _), update in zip(
                 members, updates.split([len(part) for _, part in members]), strict=True
             ):
-                weight.mul_(1 - lr * self.settings.weight_decay).sub_(update.to(weight.dtype), alpha=scale)
+                weight.mul_(decay).sub_(update.to(weight.dtype), alpha=scale)
+        for matrix, change in cut:
+            local(matrix.parameter).mul_(decay).add_(own(change, matrix.parameter))
 
     def _adamw(self, lr: float) -> None:
         beta1, beta2 = self.settings.betas
         for name, parameter in self._others.items():
-            gradient = parameter.grad
-            if gradient is None:
+            if parameter.grad is None:
                 continue
+            gradient, weight = local(parameter.grad), local(parameter)
             mean, square = self._moments[name]
             mean.lerp_(gradient, 1 - beta1)
             square.lerp_(gradient.square(), 1 - beta2)
             if is_decayed(name):
-                parameter.mul_(1 - lr * self.settings.weight_decay)
+                weight.mul_(1 - lr * self.settings.weight_decay)
             denominator = (square / (1 - beta2**self.steps)).sqrt_().add_(_EPS)
-            parameter.addcdiv_(mean, denominator, value=-lr / (1 - beta1**self.steps))
+            weight.addcdiv_(mean, denominator, value=-lr / (1 - beta1**self.steps))
 
     def state_dict(self) -> dict[str, Any]:
+        """Whole tensors by name; on a mesh every process must call this."""
         return {
             "steps": self.steps,
-            "momentum": {matrix.name: matrix.momentum for matrix in self._matrices},
-            "moments": dict(self._moments),
+            "momentum": {matrix.name: joined(matrix.momentum, matrix.parameter) for matrix in self._matrices},
+            "moments": {
+                name: tuple(joined(part, self._others[name]) for part in parts)
+                for name, parts in self._moments.items()
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises ValueError when the state is of a model with other parameters."""
-        mine = self.state_dict()
-        for kind in ("momentum", "moments"):
-            odd = sorted(mine[kind].keys() ^ state[kind].keys())
+        mine: dict[str, Any] = {
+            "momentum": {matrix.name: matrix for matrix in self._matrices},
+            "moments": self._moments,
+        }
+        for kind, table in mine.items():
+            odd = sorted(table.keys() ^ state[kind].keys())
             if odd:
                 raise ValueError(f"optimiser state does not fit the model: {', '.join(odd[:3])}")
         self.steps = state["steps"]
         for matrix in self._matrices:
-            matrix.momentum.copy_(state["momentum"][matrix.name])
+            matrix.momentum.copy_(own(state["momentum"][matrix.name], matrix.parameter))
         for name, tensors in self._moments.items():
-            for mine_, theirs in zip(tensors, state["moments"][name], strict=True):
-                mine_.copy_(theirs)
+            for part, kept in zip(tensors, state["moments"][name], strict=True):
+                part.copy_(own(kept, self._others[name]))
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:

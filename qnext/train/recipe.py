@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from qnext import config
 
+from .mesh import MeshSettings
 from .mixture import DataSpec
 from .optim import OptimSettings
 
@@ -40,14 +41,18 @@ class Schedule:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Weights of the loss's parts; that of the MTP head moves in a line from start to end over the run."""
+    """Weights of the loss's parts; that of the MTP head moves in a line from start to end over the run.
+
+    A run whose reported loss is `most_rise` nats above its lowest has diverged and ends (0: never).
+    """
 
     router: float = 0.01
     mtp_start: float = 0.3
     mtp_end: float = 0.1
+    most_rise: float = 3.0
 
     def __post_init__(self) -> None:
-        for name in ("router", "mtp_start", "mtp_end"):
+        for name in ("router", "mtp_start", "mtp_end", "most_rise"):
             _at_least(name, getattr(self, name), 0)
 
     def mtp(self, progress: float) -> float:
@@ -94,6 +99,7 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     optim: OptimSettings = field(default_factory=OptimSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    mesh: MeshSettings = field(default_factory=MeshSettings)
     heldout: Heldout | None = None
     licences: tuple[Licence, ...] = ()
     device: str = "cpu"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qnext.model.layers import Routing
 from qnext.model.qwen3_next import Qwen3Next
 from qnext.train import loss
 from qnext.train.batch import Batch
@@ -123,7 +124,7 @@ def test_parts_of_weight_zero_are_left_out() -> None:
     assert set(tally.means()) == {"nll"}
     bare = toy_model(mtp_layers=0)
     _, tally = loss.total(bare, batch, denominator=1.0, mtp_weight=0.3, router_weight=0.1)
-    assert set(tally.means()) == {"nll", "router", "busiest_expert"}
+    assert set(tally.means()) == {"nll", "router", "busiest_expert", "load_entropy_0", "load_entropy_1"}
 
 
 def test_a_row_without_learned_tokens_has_no_loss() -> None:
@@ -142,12 +143,18 @@ def test_twice_inside() -> None:
     assert loss.twice_inside(torch.arange(10), lengths).tolist() == inside
 
 
+def balance(routing: Routing) -> Tensor:
+    return loss.router_loss(routing, loss.choice_counts(routing), len(routing[0][0]))
+
+
 def test_router_loss_at_balance_and_at_collapse() -> None:
     even = torch.full((8, 4), 0.25), torch.arange(16).view(8, 2) % 4
-    assert float(loss.router_loss([even])) == pytest.approx(1.0)
+    assert float(balance([even])) == pytest.approx(1.0)
     collapsed = torch.tensor([[0.5, 0.5, 0, 0]]).expand(8, 4), torch.tensor([[0, 1]]).expand(8, 2)
-    assert float(loss.router_loss([collapsed])) == pytest.approx(2.0)  # E / k
-    assert loss.busiest_expert([even, collapsed]) == pytest.approx(2.0)
+    assert float(balance([collapsed])) == pytest.approx(2.0)  # E / k
+    counts = loss.choice_counts([even, collapsed])
+    assert loss.busiest_expert(counts) == pytest.approx(2.0)
+    assert loss.load_entropy(counts) == pytest.approx([1.0, 0.5])
 
 
 def test_router_loss_is_per_layer() -> None:
@@ -156,7 +163,8 @@ def test_router_loss_is_per_layer() -> None:
     for expert in (0, 1):
         probs = F.one_hot(torch.full((6,), expert), 2).float()
         layers.append((probs, torch.full((6, 1), expert)))
-    assert float(loss.router_loss(layers)) == pytest.approx(2.0)
+    assert float(balance(layers)) == pytest.approx(2.0)
+    assert loss.load_entropy(loss.choice_counts(layers)) == [0.0, 0.0]
 
 
 def test_router_loss_against_a_loop() -> None:
@@ -166,8 +174,35 @@ def test_router_loss_against_a_loop() -> None:
     expected = torch.zeros(())
     for layer, chosen in routing:
         for expert in range(5):
-            share = sum(int(pick == expert) for pick in chosen.flatten()) / chosen.numel()
-            expected = expected + 5 * share * layer[:, expert].mean() / 2
-    found = loss.router_loss(routing)
+            picks = sum(int(pick == expert) for pick in chosen.flatten()) / chosen.numel()
+            expected = expected + 5 * picks * layer[:, expert].mean() / 2
+    found = balance(routing)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, probs)[0], torch.autograd.grad(expected, probs)[0])
+
+
+def test_balance_of_micro_steps_is_that_of_one_row() -> None:
+    """With the loads of the whole step: those of each row alone would ask every row to be even."""
+    model = toy_model()
+    first, second = toy_batch((9, 4), 1), toy_batch((5, 20), 2)
+    both = Batch(
+        torch.cat([first.ids, second.ids]),
+        torch.cat([first.weights, second.weights]),
+        first.lengths + second.lengths,
+    )
+    settings = {"denominator": 7.0, "mtp_weight": 0.2, "router_weight": 0.5}
+    whole, tally = loss.total(model, both, **settings)
+    whole.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    share = loss.Share(len(both.ids), lambda counts: tally.loads)
+    parts = loss.Tally(steps=1)
+    for batch in (first, second):
+        part, seen = loss.total(model, batch, **settings, share=share)
+        part.backward()
+        parts.add(seen)
+    assert torch.equal(parts.loads, tally.loads)
+    assert parts.means()["router"] == pytest.approx(tally.means()["router"], rel=1e-5)
+    assert parts.means()["busiest_expert"] == pytest.approx(tally.means()["busiest_expert"])
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-5, msg=name)

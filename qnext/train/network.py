@@ -1,0 +1,54 @@
+"""The network that a recipe starts from: a checkpoint's, or fresh weights of the recipe's shape.
+
+The trainer builds it once. Invariant: vocabulary, token ids and lengths agree with tokenizer and data, or
+it is refused in the recipe's own words.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from qnext.model.config import ModelConfig
+from qnext.model.qwen3_next import Qwen3Next
+from qnext.text.tokenizer import Tokenizer
+
+from .recipe import Recipe
+
+# Fields of config.json and the tokenizer's names for them; as published, a text begins with the end token.
+_CONFIG_TOKENS = {"bos_token_id": "pad_token", "eos_token_id": "eos_token", "pad_token_id": "pad_token"}
+
+
+def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Qwen3Next:
+    """The fp32 network a recipe starts from: the checkpoint `init`, or fresh weights of shape `model`."""
+    ends = {field: tokenizer.special_tokens.get(name) for field, name in _CONFIG_TOKENS.items()}
+    ids: dict[str, Any] = {field: tokenizer.control.get(token or "") for field, token in ends.items()}
+    if recipe.init:
+        model = Qwen3Next.from_pretrained(recipe.init, dtype=torch.float32)
+        if model.config.vocab_size < tokenizer.vocab_size:
+            raise ValueError(
+                f"{recipe.tokenizer} has {tokenizer.vocab_size} tokens, the network of {recipe.init} only "
+                f"{model.config.vocab_size}: give the tokenizer it was trained with"
+            )
+        model.config = replace(model.config, dtype="bfloat16", **ids)
+        return model.train().requires_grad_(True)
+    table = dict(recipe.model)
+    layers = table.pop("mtp_layers", 1)
+    try:
+        config = ModelConfig.from_dict(
+            {**table, **ids, "vocab_size": tokenizer.vocab_size}, mtp_layers=layers
+        )
+    except ValueError as error:
+        raise ValueError(f"[model] of the recipe: {str(error).removeprefix('config.json: ')}") from None
+    return Qwen3Next(config)
+
+
+def check_length(recipe: Recipe, config: ModelConfig) -> None:
+    """Raises ValueError where documents are cut too late for the network."""
+    tables = {"data": recipe.data, **({"heldout.data": recipe.heldout.data} if recipe.heldout else {})}
+    for name, spec in tables.items():
+        if spec.max_length > config.max_position_embeddings:
+            raise ValueError(
+                f"{name}.max_length is {spec.max_length}, the network has "
+                f"{config.max_position_embeddings} positions (max_position_embeddings): lower it"
+            )
