@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -92,25 +93,26 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
         checkpoint.load(path, made(moe_intermediate_size=24)[0])
 
 
-@pytest.fixture
-def little_room() -> Iterator[Callable[[int], None]]:
-    """Gives a function after which no file may grow beyond so many bytes: a disk that fills up."""
+@contextmanager
+def little_room(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes: a disk that fills up."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999, 1.001, 1.3])  # of the weights' file; the state is larger
-def test_a_full_disk_leaves_the_older_one(
-    share: float, tmp_path: Path, little_room: Callable[[int], None]
-) -> None:
+def test_a_full_disk_leaves_the_older_one(share: float, tmp_path: Path) -> None:
     model, optimizer = made()
     path = save(tmp_path, 1, model, optimizer, {}, tmp_path)
     before = {file: file.read_bytes() for file in path.iterdir()}
     weights, state = ((path / name).stat().st_size for name in ("model.safetensors", "training.pt"))
     assert state > 1.3 * weights
-    little_room(int(share * weights))
-    with pytest.raises(ValueError, match=r"step-00000002: the checkpoint could not be written .*make room"):
+    message = r"step-00000002: the checkpoint could not be written .*make room"
+    with pytest.raises(ValueError, match=message), little_room(int(share * weights)):
         save(tmp_path, 2, model, optimizer, {}, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["step-00000001"]
     assert {file: file.read_bytes() for file in path.iterdir()} == before
