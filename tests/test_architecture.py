@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "evals": {"text", "synthetic"},
     "train": {"model", "kernels", "text", "config", "synthetic"},
     "llm": {"engine", "text", "models"},
-    "server": {"engine", "text", "config"},
+    "server": {"engine", "text", "config", "version"},
     "examinee": {"llm", "engine", "evals"},
     "terminal": {"llm", "engine", "text"},
     "arguments": {"version"},

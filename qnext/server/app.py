@@ -20,6 +20,7 @@ from .batch_routes import BatchRoutes
 from .batch_runner import BatchRunner
 from .batch_store import BatchStore
 from .compat_routes import CompatRoutes
+from .docs_routes import DocsRoutes
 from .envelope import Envelope, error_response, request_id
 from .errors import ApiError, internal
 from .file_routes import FileRoutes
@@ -71,6 +72,7 @@ def create_app(
         Route("/healthz", _health, methods=["GET"]),
         Route("/readyz", _Readiness(lifecycle).page, methods=["GET"]),
         Route("/metrics", _Metrics(service).page, methods=["GET"]),
+        *DocsRoutes(settings).routes(),
         *NativeRoutes(gate).routes(),
         *CompatRoutes(gate).routes(),
         *ResponseRoutes(gate, StoredResponses(keys.store, settings.response_days)).routes(),

@@ -23,7 +23,7 @@ from .stored_files import StoredFiles
 
 _HOURS = (24, 336)
 _PAIRS, _NAME, _VALUE = 16, 64, 512
-_TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
+TIMES = ("in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled")
 
 
 class BatchRoutes:
@@ -145,7 +145,7 @@ def _told(batch: Batch) -> dict[str, Any]:
         "error_file_id": batch.error_file_id,
         "created_at": int(batch.created),
         "expires_at": int(batch.expires),
-        **{f"{each}_at": seconds(getattr(batch, f"{each}_at")) for each in _TIMES},
+        **{f"{each}_at": seconds(getattr(batch, f"{each}_at")) for each in TIMES},
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
         "usage": {
             "input_tokens": batch.input,

@@ -26,7 +26,7 @@ from .stored_files import NoRoom, StoredFile, StoredFiles
 from .upload import chunks, received
 
 PURPOSES = ("batch", "file-extract", "fine-tune")
-_MAX_LISTED = 10_000
+MAX_LISTED = 10_000
 _MAX_NAME = 255
 _LOG = logging.getLogger("qnext.server")
 
@@ -69,7 +69,7 @@ class FileRoutes:
 
     async def index(self, request: Request) -> Response:
         key, query = self._gate.key(request), request.query_params
-        limit = listing.whole_number(query, "limit", _MAX_LISTED, _MAX_LISTED)
+        limit = listing.whole_number(query, "limit", MAX_LISTED, MAX_LISTED)
         after = query.get("after")
         found = self._files.listed(
             key.id,
