@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qnext.kernels.ops import Ops
 from qnext.kernels.select import backend
 
 from .checkpoint import Checkpoint
@@ -147,14 +148,16 @@ class Qwen3Next(nn.Module):
         routing: RoutingSink | None = None,
         *,
         own: bool = False,
+        ops: Ops | None = None,
     ) -> Tensor:
         """Hidden states and the token that follows each -> hidden states of the token after that [T, H].
-        `own`: the states are the head's own of before, not the trunk's."""
+        `own`: the states are the head's own of before, not the trunk's. `ops`: others than the device's."""
         mtp = self._head()
         packing = packing or Packing.of([hidden_TH.shape[0]], device=hidden_TH.device)
         if not self.config.mtp_normed_input:
             hidden_TH = ungained(hidden_TH, (mtp.norm if own else self.norm).weight)
-        out: Tensor = mtp(hidden_TH, self.embed_tokens(next_ids_T), self._step(packing, routing), cache)
+        step = self._step(packing, routing, ops)
+        out: Tensor = mtp(hidden_TH, self.embed_tokens(next_ids_T), step, cache)
         return out
 
     def mtp_read(
@@ -171,7 +174,7 @@ class Qwen3Next(nn.Module):
             raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
         return self.mtp
 
-    def _step(self, packing: Packing, routing: RoutingSink | None) -> Step:
+    def _step(self, packing: Packing, routing: RoutingSink | None, ops: Ops | None = None) -> Step:
         positions = packing.positions
         tables = rotary_table(self.config, positions, packing.stretched)
-        return Step(packing, tables, backend(positions.device.type), routing)
+        return Step(packing, tables, ops or backend(positions.device.type), routing)

@@ -19,6 +19,7 @@ from qnext.model.packing import Packing
 from qnext.model.qwen3_next import Qwen3Next
 
 from .batch import Batch
+from .lookahead import look_ahead, places_inside
 
 ROWS_PER_CHUNK = 512
 
@@ -41,10 +42,10 @@ class Tally:
     seconds: float = 0.0  # left to the trainer
     weight: float = 0.0  # of next-token rows
     nll: float = 0.0
-    mtp_weight: float = 0.0
-    mtp_nll: float = 0.0
-    mtp_rows: int = 0
-    mtp_accepted: int = 0  # rows where the drafted top token is the model's own top token
+    z: float = 0.0  # the unweighted z-loss
+    # By depth of the MTP head [D, 4]: weight of its rows, their nll, their number, and how often the drafted
+    # top token is the model's own.
+    heads: Tensor = field(default_factory=lambda: torch.zeros(1, 4, dtype=torch.float64))
     batches: int = 0
     steps: int = 0  # left to the trainer
     router: float = 0.0  # the unweighted balance loss
@@ -57,17 +58,22 @@ class Tally:
 
     def shared(self, total: Callable[[Tensor], Tensor]) -> "Tally":
         """The tally of all processes, given what sums a tensor over them; steps and seconds are shared."""
-        names = [each.name for each in fields(self) if each.name not in ("steps", "seconds", "loads")]
+        apart = ("steps", "seconds", "loads", "heads")
+        names = [each.name for each in fields(self) if each.name not in apart]
         sums = total(torch.tensor([float(getattr(self, name)) for name in names], dtype=torch.float64))
         values = dict(zip(names, sums.tolist(), strict=True))
-        return replace(self, **values, loads=total(self.loads.clone()))
+        return replace(self, **values, loads=total(self.loads.clone()), heads=total(self.heads.clone()))
 
     def means(self) -> dict[str, float]:
         """Metrics in nats per token; a part the model does not have is left out."""
         metrics = {"nll": self.nll / max(self.weight, 1e-9)}
-        if self.mtp_rows:
-            metrics["mtp_nll"] = self.mtp_nll / self.mtp_weight
-            metrics["mtp_acceptance"] = self.mtp_accepted / self.mtp_rows
+        if self.z:
+            metrics["z"] = self.z / max(self.weight, 1e-9)
+        for depth, (weight, nll, rows, accepted) in enumerate(self.heads.tolist(), 1):
+            if rows:
+                ending = f"_{depth}" if depth > 1 else ""
+                metrics["mtp_nll" + ending] = nll / weight
+                metrics["mtp_acceptance" + ending] = accepted / rows
         if self.router:
             metrics["router"] = self.router / max(self.steps, 1)
             metrics["busiest_expert"] = self.busiest / self.batches
@@ -93,12 +99,15 @@ def total(
     denominator: float,
     mtp_weight: float,
     router_weight: float,
+    z_weight: float = 0.0,
+    mtp_depth: int = 1,
     share: Share | None = None,
 ) -> tuple[Tensor, Tally]:
     """The loss of one micro-step, ready for `backward`, and what it was made of.
 
     Cross-entropies are weighted sums over tokens, divided by `denominator`: the token weight of the whole
-    step, so that accumulated micro-steps equal one long row. Weight 0 leaves a part out.
+    step, so that accumulated micro-steps equal one long row. Weight 0 leaves a part out; `mtp_weight` is that
+    of the mean over `mtp_depth` uses of the head.
     """
     packing = Packing.of(batch.lengths, device=batch.ids.device)
     seen = _Seen()
@@ -108,40 +117,47 @@ def total(
 
     learned = batch.weights.nonzero().flatten()  # positions of the tokens to predict
     weights = batch.weights[learned]
-    nll, top = cross_entropy(hidden[learned - 1], head, batch.ids[learned], weights)
-    loss = nll / denominator
+    nll, z, top = cross_entropy(hidden[learned - 1], head, batch.ids[learned], weights, z_weight)
+    loss = (nll + z_weight * z) / denominator
     tally.weight, tally.nll = float(weights.sum()), float(nll.detach())
+    tally.z = float(z.detach()) if z_weight else 0.0
 
     if model.config.mtp_layers and mtp_weight:
-        drafted = hidden_two_back = learned[twice_inside(learned, batch.lengths)]
-        next_ids = batch.ids.roll(-1)
-        # a document's last token has no next one: itself, seen by no learned row, not a neighbour's first
-        last = torch.tensor(batch.lengths, device=batch.ids.device).cumsum(0) - 1
-        next_ids[last] = batch.ids[last]
-        mtp_hidden = model.mtp_hidden(hidden, next_ids, packing, routing=seen)
-        weights = batch.weights[drafted]
-        nll, draft_top = cross_entropy(mtp_hidden[hidden_two_back - 2], head, batch.ids[drafted], weights)
-        loss = loss + mtp_weight * nll / denominator
-        own_top = torch.empty_like(batch.ids).index_put((learned,), top)[drafted]
-        tally.mtp_weight, tally.mtp_nll = float(weights.sum()), float(nll.detach())
-        tally.mtp_rows, tally.mtp_accepted = len(drafted), int((own_top == draft_top).sum())
+        own_top = torch.empty_like(batch.ids).index_put((learned,), top)
+        tally.heads = torch.zeros(mtp_depth, 4, dtype=torch.float64)
+        places = places_inside(learned, batch.lengths)
+        looks = look_ahead(model, hidden, batch, packing, seen, mtp_depth)
+        for depth, ahead in enumerate(looks, 1):
+            drafted = learned[places > depth]
+            weights = batch.weights[drafted]
+            nll, _, draft_top = cross_entropy(ahead[drafted - 2], head, batch.ids[drafted], weights)
+            loss = loss + mtp_weight / mtp_depth * nll / denominator
+            right = int((own_top[drafted] == draft_top).sum())
+            found = (float(weights.sum()), float(nll.detach()), len(drafted), right)
+            tally.heads[depth - 1] = torch.tensor(found)
 
     if (routing := seen.all) and router_weight:
-        tally.loads = choice_counts(routing)
-        counts = share.counts(tally.loads) if share else tally.loads
+        counts = choice_counts(routing)
+        tally.loads = counts.cpu()
+        counts = share.counts(counts) if share else counts
         balance = router_loss(routing, counts, share.tokens if share else len(batch.ids))
         loss = loss + router_weight * balance
         tally.router, tally.busiest = float(balance.detach()), busiest_expert(counts)
     return loss, tally
 
 
-def cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Weighted sum of -log softmax(hidden @ head.T)[target] in fp32 (scalar), and the top token of each row.
+def cross_entropy(
+    hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z_weight: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted sum of -log softmax(hidden @ head.T)[target] in fp32 (scalar), the z-loss, and the top token
+    of each row.
 
-    hidden [R, H], head [V, H], targets [R] int64, weights [R]. Gradients reach `hidden` and `head`.
+    hidden [R, H], head [V, H], targets [R] int64, weights [R]. Gradients reach `hidden` and `head`. The
+    z-loss is the weighted sum of squared log-sums of exp(logits): it keeps logits from drifting. It must be
+    added with the weight that is given here, and is 0 without.
     """
-    loss, top = _LinearCrossEntropy.apply(hidden, head, targets, weights)  # type: ignore[no-untyped-call]
-    return loss, top
+    loss, z, top = _LinearCrossEntropy.apply(hidden, head, targets, weights, z_weight)  # type: ignore[no-untyped-call]
+    return loss, z, top
 
 
 def log_probs(model: Qwen3Next, ids: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -167,13 +183,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, z_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         matrix = head.to(dtype)
         learns = any(ctx.needs_input_grad[:2])
-        loss = hidden.new_zeros((), dtype=torch.float32)
+        loss, z = (hidden.new_zeros((), dtype=torch.float32) for _ in range(2))
         top = torch.empty_like(targets)
         hidden_grad = torch.empty_like(hidden) if learns else None
         head_grad = torch.zeros_like(head) if learns else None
@@ -187,30 +203,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
             aimed = logits.gather(1, target)
             mass = logits.exp_().sum(dim=1, keepdim=True)
             loss += ((mass.log() - aimed).squeeze(1) * weight).sum()
+            pull = weight[:, None]  # d (loss + z_weight * z) / d log-sum
+            if z_weight:
+                log_sum = mass.log() + peak
+                z += (log_sum.square().squeeze(1) * weight).sum()
+                pull = pull * (1 + 2 * z_weight * log_sum)
             if hidden_grad is None or head_grad is None:
                 continue
-            slope = logits.mul_(weight[:, None] / mass)  # d loss / d logits
+            slope = logits.mul_(pull / mass)  # d (loss + z_weight * z) / d logits
             slope = slope.scatter_add_(1, target, -weight[:, None]).to(dtype)
             hidden_grad[rows] = slope @ matrix
             head_grad += slope.T @ x
         if learns:
             ctx.save_for_backward(hidden_grad, head_grad)
-        ctx.mark_non_differentiable(top)
-        return loss, top
+        ctx.mark_non_differentiable(z, top)  # the gradient of `loss` has z's in it
+        return loss, z, top
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_grad, head_grad = ctx.saved_tensors
         scale = grads[0]
-        return hidden_grad * scale.to(hidden_grad.dtype), head_grad * scale, None, None
-
-
-def twice_inside(positions: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Which `positions` of the row have two tokens of their own document before them, as a bool mask."""
-    ends = torch.tensor(lengths, device=positions.device).cumsum(0)
-    starts = ends - torch.tensor(lengths, device=positions.device)
-    document = torch.searchsorted(ends, positions, right=True)
-    return positions - starts[document] >= 2
+        return hidden_grad * scale.to(hidden_grad.dtype), head_grad * scale, None, None, None
 
 
 def router_loss(routing: Routing, counts: Tensor, tokens: int) -> Tensor:

@@ -127,12 +127,14 @@ class Mesh:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of every process's tensor, in place."""
         if self._devices is not None:
-            dist.all_reduce(tensor)
+            there = tensor.to(self._device)  # the network's processes may be on another device
+            dist.all_reduce(there)
+            tensor.copy_(there)
         return tensor
 
     def agree(self, wish: bool) -> bool:
         """Whether any process wishes it: all get the same answer."""
-        return bool(self.sum(torch.tensor(float(wish), device=self._device)) > 0) if self._devices else wish
+        return bool(self.sum(torch.tensor(float(wish))) > 0)
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """The Euclidean norm of all these tensors together, each process's parts counted once."""

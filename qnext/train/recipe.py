@@ -43,17 +43,22 @@ class Schedule:
 class LossSettings:
     """Weights of the loss's parts; that of the MTP head moves in a line from start to end over the run.
 
-    A run whose reported loss is `most_rise` nats above its lowest has diverged and ends (0: never).
+    The head looks `mtp_depth` tokens ahead, each from its own last look, as in drafting. `z` weighs the
+    squared log-sums of the logits, which keeps them from drifting. A run whose reported loss is `most_rise`
+    nats above its lowest has diverged and ends (0: never).
     """
 
     router: float = 0.01
     mtp_start: float = 0.3
     mtp_end: float = 0.1
+    mtp_depth: int = 1
+    z: float = 0.0
     most_rise: float = 3.0
 
     def __post_init__(self) -> None:
-        for name in ("router", "mtp_start", "mtp_end", "most_rise"):
+        for name in ("router", "mtp_start", "mtp_end", "z", "most_rise"):
             _at_least(name, getattr(self, name), 0)
+        _at_least("mtp_depth", self.mtp_depth, 1)
 
     def mtp(self, progress: float) -> float:
         """The MTP weight at a share `progress` of the run."""
@@ -104,6 +109,7 @@ class Recipe:
     licences: tuple[Licence, ...] = ()
     device: str = "cpu"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of matrix products; weights stay float32
+    recompute: bool = False  # a layer's activations in the backward instead of keeping them (checkpointing)
     threads: int = 1
     save_every_minutes: float = 5.0
     log_every: int = 10  # steps

@@ -30,7 +30,7 @@ from .card import write_card
 from .mesh import Mesh, MeshSettings, Snapshot
 from .metrics import Metrics, MetricsFile
 from .mixture import open_source
-from .network import build_model, check_length
+from .network import build_model, check_length, recompute_layers
 from .optim import Optimizer
 from .recipe import Recipe
 
@@ -131,6 +131,8 @@ class Trainer:
             denominator=denominator,
             mtp_weight=self.recipe.loss.mtp(self.step / schedule.steps),
             router_weight=self.recipe.loss.router,
+            z_weight=self.recipe.loss.z,
+            mtp_depth=self.recipe.loss.mtp_depth,
         )
         share = loss.Share(sum(len(batch.ids) for batch in batches), self._counts(mine, total))
         for batch in mine:
@@ -209,6 +211,8 @@ class Trainer:
             self.last, self.heldout_loss = state["last"], state["heldout_loss"]
             self.lowest = state.get("lowest", math.inf)
         self.model.to(self.recipe.device)
+        if self.recipe.recompute:
+            recompute_layers(self.model)
         self.mesh.place(self.model)
         self.optimizer = Optimizer(self.model, self.model.config, self.recipe.optim, self.mesh)
         if state:

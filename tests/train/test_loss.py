@@ -21,7 +21,7 @@ def test_cross_entropy_is_that_of_the_whole_logits(monkeypatch: pytest.MonkeyPat
     torch.manual_seed(0)
     hidden, head = torch.randn(rows, 6, requires_grad=True), torch.randn(11, 6, requires_grad=True)
     targets, weights = torch.randint(0, 11, (rows,)), torch.rand(rows)
-    found, top = loss.cross_entropy(hidden, head, targets, weights)
+    found, z, top = loss.cross_entropy(hidden, head, targets, weights)
     (found * 3).backward()
     hidden_grad, head_grad = hidden.grad, head.grad
     hidden.grad = head.grad = None
@@ -31,12 +31,30 @@ def test_cross_entropy_is_that_of_the_whole_logits(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(hidden_grad, hidden.grad)
     torch.testing.assert_close(head_grad, head.grad)
-    assert torch.equal(top, logits.argmax(1))
+    assert torch.equal(top, logits.argmax(1)) and z == 0
+
+
+def test_z_loss_is_that_of_the_whole_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "ROWS_PER_CHUNK", 5)
+    torch.manual_seed(0)
+    hidden, head = torch.randn(12, 6, requires_grad=True), torch.randn(11, 6, requires_grad=True)
+    targets, weights = torch.randint(0, 11, (12,)), torch.rand(12)
+    nll, z, _ = loss.cross_entropy(hidden, head, targets, weights, 0.03)
+    ((nll + 0.03 * z) * 3).backward()
+    found = hidden.grad, head.grad
+    hidden.grad = head.grad = None
+    logits = hidden @ head.T
+    expected_z = (logits.logsumexp(1).square() * weights).sum()
+    expected = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() + 0.03 * expected_z
+    (expected * 3).backward()
+    torch.testing.assert_close(z, expected_z)
+    torch.testing.assert_close(found[0], hidden.grad)
+    torch.testing.assert_close(found[1], head.grad)
 
 
 def test_cross_entropy_of_huge_logits_is_finite() -> None:
     hidden, head = torch.full((2, 4), 1e4), torch.stack([torch.full((4,), 1e4), torch.full((4,), -1e4)])
-    found, _ = loss.cross_entropy(hidden, head, torch.tensor([0, 0]), torch.ones(2))
+    found, _, _ = loss.cross_entropy(hidden, head, torch.tensor([0, 0]), torch.ones(2))
     assert found == 0
 
 
@@ -44,9 +62,9 @@ def test_cross_entropy_under_autocast_stays_close() -> None:
     torch.manual_seed(0)
     hidden, head = torch.randn(40, 32), torch.randn(50, 32)
     targets, weights = torch.randint(0, 50, (40,)), torch.ones(40)
-    exact, _ = loss.cross_entropy(hidden, head, targets, weights)
+    exact, _, _ = loss.cross_entropy(hidden, head, targets, weights)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded, _ = loss.cross_entropy(hidden, head, targets, weights)
+        rounded, _, _ = loss.cross_entropy(hidden, head, targets, weights)
     assert rounded.dtype == torch.float32
     assert 0 < abs(rounded - exact) / exact < 0.01
 
@@ -76,7 +94,7 @@ def test_total_is_that_of_each_document_alone() -> None:
     nll, mtp_nll = slow_total(model, batch, 0.3)
     (nll / 2 + 0.3 * mtp_nll / 2).backward()
     assert tally.nll == pytest.approx(float(nll.detach()), rel=1e-5)
-    assert tally.mtp_nll == pytest.approx(float(mtp_nll.detach()), rel=1e-5)
+    assert tally.heads[0, 1] == pytest.approx(float(mtp_nll.detach()), rel=1e-5)
     assert tally.weight == pytest.approx(float(batch.weights.sum()))
     assert float(found.detach()) == pytest.approx(float((nll / 2 + 0.3 * mtp_nll / 2).detach()), rel=1e-5)
     for name, parameter in model.named_parameters():
@@ -96,7 +114,7 @@ def test_acceptance_counts_equal_tops() -> None:
             if weights[t]:
                 rows += 1
                 accepted += int(own[t - 1] == draft[t - 2])
-    assert (tally.mtp_rows, tally.mtp_accepted) == (rows, accepted)
+    assert tally.heads[0, 2:].tolist() == [rows, accepted]
     assert 0 < accepted < rows
 
 
@@ -133,14 +151,6 @@ def test_a_row_without_learned_tokens_has_no_loss() -> None:
     found, tally = loss.total(toy_model(), batch, denominator=1.0, mtp_weight=0.3, router_weight=0.0)
     found.backward()
     assert found == 0 and tally.means() == {"nll": 0.0}
-
-
-def test_twice_inside() -> None:
-    lengths = (3, 1, 2, 4)
-    inside = [
-        t - start >= 2 for start, n in ((0, 3), (3, 1), (4, 2), (6, 4)) for t in range(start, start + n)
-    ]
-    assert loss.twice_inside(torch.arange(10), lengths).tolist() == inside
 
 
 def balance(routing: Routing) -> Tensor:
