@@ -15,7 +15,7 @@ from .conftest import Live
 PAGE = (Path(__file__).parents[2] / "docs" / "endpoints.md").read_text("utf-8")
 BASES = {"NATIVE": (NATIVE_BASE,), "COMPAT": COMPAT_BASES, "CLAUDE": (ANTHROPIC_BASE + "/v1",), "": ("",)}
 NAMED = sorted(set(re.findall(r"`(GET|POST|DELETE) (NATIVE|COMPAT|CLAUDE|)(/[\w/.-]*)`", PAGE)))
-KEYLESS = {"/healthz", "/metrics", "/docs", "/openapi.json", "/openapi-3.2.json"}
+KEYLESS = {"/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/openapi-3.2.json"}
 PATHS = [(method, base + path) for method, name, path in NAMED for base in BASES[name]]
 
 

@@ -22,6 +22,16 @@ OPERATIONS = [
         key=False,
     ),
     Operation(
+        "getReadiness",
+        "get",
+        "/readyz",
+        TAG,
+        "Whether the server takes requests: not while it stops",
+        answer("", {"status": const("ready")}),
+        key=False,
+        others={503: answer("", {"status": const("stopping")})},
+    ),
+    Operation(
         "getMetrics",
         "get",
         "/metrics",

@@ -24,7 +24,7 @@ class Operation:
     """It is served at each of `prefixes` + `path`. `body` and `answer` are schemas of JSON unless `form` or
     `media` says otherwise; `events` names the schema of one event of the stream that may come instead.
     `computes`: tokens are computed, so rates and capacity count. `errors` are statuses beside those that
-    follow from the rest."""
+    follow from the rest, `others` statuses with a shape of their own."""
 
     id: str
     method: Literal["get", "post", "delete"]
@@ -43,6 +43,7 @@ class Operation:
     computes: bool = False
     key: bool = True
     errors: tuple[int, ...] = ()
+    others: Mapping[int, Schema] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
@@ -91,6 +92,9 @@ class Operation:
                 "headers": self._headers(),
                 "content": self._content(version, examples),
             }
+        for status, schema in self.others.items():
+            content = {self.media: {"schema": schema}}
+            told[str(status)] = {"description": self.summary, "headers": self._headers(), "content": content}
         for status in self._statuses():
             told[str(status)] = {"$ref": f"#/components/responses/{self.family}{status}"}
         return told
