@@ -172,11 +172,12 @@ def bad_body() -> ApiError:
     return ApiError("parameter", "Required body invalid, please check the request body format.")
 
 
-def too_long(length: int, limit: int, context: int) -> ApiError:
-    """A prompt of `length` tokens where 1 to `limit` may be given. OpenAI clients look for their own
-    wording."""
+def too_long(length: int, limit: int, context: int, *, at_least: bool = False) -> ApiError:
+    """A prompt of `length` tokens (`at_least`: counted no further) where 1 to `limit` may be given. OpenAI
+    clients look for their own wording."""
     words = f"Range of input length should be [1, {limit}]"
-    more = f"This model's maximum context length is {context} tokens; the input has {length} tokens."
+    size = f"more than {length}" if at_least else str(length)
+    more = f"This model's maximum context length is {context} tokens; the input has {size} tokens."
     return ApiError("parameter", words, compat=f"{words}. {more}", param="messages")
 
 

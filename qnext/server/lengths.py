@@ -1,13 +1,43 @@
-"""Lengths: how many tokens an answer may have at most, from what was asked and what there is room for.
+"""Lengths: how many tokens a prompt may have, and an answer, from what was asked and what there is room for.
 
-Called by `service`. Invariant: an answer never has more tokens than `most` says, reasoning, tags and end
-included, so that what is reserved for it is enough.
+Called by `service`. Invariants: an answer never has more tokens than `most` says, reasoning, tags and end
+included, so that what is reserved for it is enough; a prompt that is far too long costs no more time than one
+that just fits.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+
 from qnext.engine.request import SamplingParams
 from qnext.text.chat import Chat, Prompt
+from qnext.text.tokenizer import Tokenizer
+
+from . import exchange
+from .errors import too_long
+
+# What endpoints that only count or show tokens take, where the model's context is shorter.
+COUNTED = 2**18
+
+
+def check_excess(
+    prompt: exchange.Prompt, tools: Sequence[dict[str, object]], tokenizer: Tokenizer, context: int
+) -> None:
+    """Raises ApiError for a prompt that is far too long for `context` tokens, before it is rendered. One that
+    is near is for its real length to judge, which cutting texts into pieces does not tell to the token."""
+    if isinstance(prompt, exchange.Conversation):
+        texts = [message.content for message in prompt.messages]
+    else:
+        texts = [prompt] if isinstance(prompt, str) else []
+    if tools:
+        texts.append(json.dumps(tools, ensure_ascii=False))
+    if sum(map(len, texts)) <= 2 * context:
+        return
+    far = context + context // 4
+    count = tokenizer.count_up_to(texts, far)
+    if count > far:
+        raise too_long(count, context - 1, context, at_least=True)
 
 
 def longest(sampling: SamplingParams, chat: Chat) -> int | None:

@@ -21,7 +21,7 @@ from qnext.text.grammar import GrammarError
 from .choice import Choice, Tally
 from .errors import at_capacity, invalid, no_model, too_long
 from .exchange import ChatEvent, ChatRequest, Conversation, Demand, Prompt, Rules
-from .lengths import longest, most
+from .lengths import COUNTED, check_excess, longest, most
 from .settings import Settings
 
 Take = Callable[[Demand], Awaitable[Sequence[int]]]
@@ -100,13 +100,20 @@ class Service:
     async def tokenize(self, name: str, prompt: Prompt) -> list[tuple[int, str]]:
         """The tokens the engine would see, as ids and texts."""
         ids, tokenizer = await self.encode(name, prompt), self.find(name).chat.tokenizer
-        return [(token, tokenizer.token_bytes(token).decode("utf-8", "replace")) for token in ids]
+
+        def spell() -> list[tuple[int, str]]:
+            return [(token, tokenizer.token_bytes(token).decode("utf-8", "replace")) for token in ids]
+
+        return await asyncio.to_thread(spell)
 
     async def encode(
         self, name: str, prompt: Prompt, tools: Sequence[dict[str, object]] = (), *, open_turn: bool = True
     ) -> tuple[int, ...]:
-        """The ids the engine would see; with `open_turn` a conversation ends where the next answer begins."""
-        return (await asyncio.to_thread(_encode, self.find(name), prompt, tools, open_turn)).ids
+        """The ids the engine would see; with `open_turn` a conversation ends where the next answer begins.
+        Raises ApiError when it cannot be rendered or is far longer than any context."""
+        served = self.find(name)
+        most_counted = max(served.context_length, COUNTED)
+        return (await asyncio.to_thread(_encode, served, prompt, tools, most_counted, open_turn)).ids
 
     async def answer(self, request: ChatRequest, take: Take | None = None) -> AsyncGenerator[ChatEvent, None]:
         """The events of all choices as they come. `take` is told what the request can use at most, and gives
@@ -139,7 +146,7 @@ class Service:
         context = self._context(served, request)
         prompts = []
         for asked in request.prompts:
-            prompt = _encode(served, asked, request.tools)
+            prompt = _encode(served, asked, request.tools, context)
             if not 1 <= len(prompt.ids) < context:
                 raise too_long(len(prompt.ids), context - 1, context)
             prompts.append(prompt)
@@ -227,18 +234,24 @@ class Service:
 
 
 def _encode(
-    served: Served, prompt: Prompt, tools: Sequence[dict[str, object]], open_turn: bool = True
+    served: Served,
+    prompt: Prompt,
+    tools: Sequence[dict[str, object]],
+    context: int,
+    open_turn: bool = True,
 ) -> text.Prompt:
-    match prompt:
-        case Conversation(messages):
-            try:
+    where = "messages" if isinstance(prompt, Conversation) else "prompt"
+    try:
+        check_excess(prompt, tools, served.chat.tokenizer, context)
+        match prompt:
+            case Conversation(messages):
                 return served.chat.encode(messages, tools or None, add_generation_prompt=open_turn)
-            except ValueError as error:
-                raise invalid(str(error), "messages") from None
-        case str():
-            return served.chat.encode_text(prompt)
-        case _:
-            return text.Prompt(prompt, raw=True)
+            case str():
+                return served.chat.encode_text(prompt)
+            case _:
+                return text.Prompt(prompt, raw=True)
+    except ValueError as error:
+        raise invalid(str(error), where) from None
 
 
 def _echo(served: Served, request: ChatRequest, number: int) -> str:

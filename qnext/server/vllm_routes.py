@@ -13,8 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from qnext.text.tokenizer import Tokenizer
+
 from . import openai, vllm
+from .errors import invalid
 from .gate import COMPAT_BASES, Gate, json_response, model_name
+from .lengths import COUNTED, check_excess
 
 
 class VllmRoutes:
@@ -40,10 +44,11 @@ class VllmRoutes:
         asked = vllm.parse_tokenize(body, self._gate.service.rules(name))
         tokenizer = served.chat.tokenizer
         if isinstance(asked.prompt, str):
-            ids: Any = await asyncio.to_thread(tokenizer.encode_trusted, asked.prompt)
+            ids: Any = await asyncio.to_thread(_trusted, tokenizer, asked.prompt, served.context_length)
         else:
             ids = await self._gate.service.encode(name, asked.prompt, asked.tools, open_turn=asked.open_turn)
-        return json_response(vllm.tokenized(ids, tokenizer, asked.texts, served.context_length))
+        longest = served.context_length
+        return json_response(await asyncio.to_thread(vllm.tokenized, ids, tokenizer, asked.texts, longest))
 
     async def detokenize(self, request: Request) -> Response:
         self._gate.key(request)
@@ -65,3 +70,13 @@ class VllmRoutes:
             return model_name({"model": given["model"]}, openai.NO_MODEL)
         names = self._gate.service.names()
         return next((name for name, served in names if served.chat.has_template), names[0][0])
+
+
+def _trusted(tokenizer: Tokenizer, text: str, context: int) -> list[int]:
+    """The ids of a text that may hold control tokens. Raises ApiError when it is far longer than any
+    context."""
+    try:
+        check_excess(text, (), tokenizer, max(context, COUNTED))
+        return tokenizer.encode_trusted(text)
+    except ValueError as error:
+        raise invalid(str(error), "prompt") from None

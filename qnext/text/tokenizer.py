@@ -37,6 +37,9 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_alphabet()
+# The patterns that part words look at a run of blanks as often as it is long, and give up after ten million.
+_LONGEST_BLANK = 1_000_000
+_PIECE = 2**16  # characters: some hundredths of a second
 
 
 class Tokenizer:
@@ -84,12 +87,27 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; what looks like a control token in it is plain text. Lone surrogates become
-        U+FFFD."""
+        U+FFFD. Raises ValueError for a run of blanks too long to be looked through."""
         try:
             text.encode()
         except UnicodeEncodeError:
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        if len(text) > _LONGEST_BLANK:
+            _check_blanks(text)
+        # as a batch of one, since the library lets other threads run only while it encodes a batch
+        (encoded,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        return list(encoded.ids)
+
+    def count_up_to(self, texts: Iterable[str], most: int) -> int:
+        """About how many tokens texts make (a few more where they are cut into pieces to be counted); the
+        count ends with the first piece after which it is above `most`."""
+        count = 0
+        for text in texts:
+            for start in range(0, len(text), _PIECE):
+                count += len(self.encode(text[start : start + _PIECE]))
+                if count > most:
+                    return count
+        return count
 
     def encode_trusted(self, text: str, *, marker: str = "") -> list[int]:
         """Ids of text that a template wrote: control tokens become their ids, the rest is encoded as by
@@ -133,6 +151,12 @@ def _plain_backend(definition: Mapping[str, Any], control_ids: frozenset[int], s
         return Backend.from_str(json.dumps(plain))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{source} cannot be loaded: {error}") from None
+
+
+def _check_blanks(text: str) -> None:
+    for run in re.finditer(r"\s+", text):
+        if run.end() - run.start() > _LONGEST_BLANK:
+            raise ValueError(f"the text has more than {_LONGEST_BLANK} blanks in a row: leave some out")
 
 
 def _chat_template(config: Mapping[str, Any]) -> str | None:
