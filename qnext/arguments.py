@@ -75,6 +75,9 @@ def _add_train(verb: argparse.ArgumentParser) -> None:
         help="print memory, speed, GPU hours and cost of a recipe, a checkpoint, qwen3-next-80b-a3b or "
         "qwen3-32b, and train nothing; key=value sets assumptions, such as gpus=64",
     )
+    verb.add_argument(
+        "--curve", action="store_true", help="draw the losses of a run, here and in curve.html; train nothing"
+    )
 
 
 def _add_eval(verb: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ imported inside the verbs, so that `qnext keys` does not wait for torch.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -174,15 +175,20 @@ def warmup(options: Options) -> None:
 
 
 def train(options: Options) -> None:
-    """Train a recipe, with a progress bar; a run that was stopped goes on where it was. Or only plan it."""
+    """Train a recipe, with a progress bar; a run that was stopped goes on. Or plan it, or draw its losses."""
+    from .train.curve import draw
     from .train.planner import plan
+    from .train.recipe import Recipe
     from .train.trainer import train
 
     if options.plan:
         return print(
             "\n".join(f"{label:<12}{text}" for label, text in plan(options.recipe, options.overrides))
         )
-    train(options.recipe, options.overrides, _console())
+    leads = os.environ.get("RANK", "0") == "0"
+    if (options.curve or train(options.recipe, options.overrides, _console())) and leads:
+        recipe = Recipe.load(options.recipe, options.overrides)
+        print(draw(recipe.output, recipe.name))
 
 
 def evaluate(options: Options) -> int:

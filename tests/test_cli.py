@@ -127,6 +127,7 @@ def test_a_plan_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         (["chat", "--device", "tpu"], "--device tpu"),
         (["info", "no-such-model"], "no-such-model"),
         (["train", "no-such-recipe.toml"], "no-such-recipe.toml: no such file"),
+        (["train", "--curve", "recipes/tiny-base.toml", "output=/nowhere/run"], "has no metrics yet"),
         (["train", "--plan", "qwen3-32b", "gpu=8"], "unknown key 'gpu'"),
         (["train", "--plan", "no-such-model"], "no-such-model"),
         (["convert", "no-such-model", "target"], "no model 'no-such-model'"),
