@@ -89,7 +89,7 @@ def serve(options: Options) -> None:
         app = create_app(service, keys, admission, settings, lifecycle)
         console.print(f"[bold]qnext {VERSION}[/]", end=" ")
         greet(console, settings, list(models), keys.first())
-        serve(app, settings.host, settings.port, lifecycle, settings.drain_seconds, service.end_all)
+        serve(app, settings, lifecycle, service.end_all)
 
 
 def _named_models(models: Sequence[str]) -> dict[str, Path]:

@@ -65,7 +65,7 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.add_middleware(Envelope, lifecycle=lifecycle)
+    app.add_middleware(Envelope, lifecycle=lifecycle, client_timeout=settings.client_timeout)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse)
     app.router.routes += [

@@ -2,11 +2,12 @@
 
 The outermost layer of `app`. Invariants: every answer carries `X-Request-ID`; a path with double slashes or a
 slash at its end is the path without them; no exception reaches a client but as the dialect's internal error;
-while the server stops, only those who watch it are answered.
+while the server stops, only those who watch it are answered; a body comes in time or is refused.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -16,11 +17,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError, anthropic_body, compat_body, internal, native_body, stopping
+from .errors import (
+    ApiError,
+    anthropic_body,
+    at_capacity,
+    compat_body,
+    internal,
+    native_body,
+    slow_body,
+    stopping,
+)
 from .lifecycle import Lifecycle
 from .sse import ClientGone, dump
 
 PROBES = ("/healthz", "/readyz", "/metrics")
+_LEAST_RATE = 1000  # bytes a second that a body must have, on the whole, once its time is over
 _LOG = logging.getLogger("qnext.server")
 
 
@@ -53,9 +64,12 @@ def error_response(error: ApiError, path: str, request_id: str) -> Response:
 
 
 class Envelope:
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+    """A body has `client_timeout` seconds to come, and as many more as its size takes at a slow pace."""
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, client_timeout: float) -> None:
         self._app = app
         self._lifecycle = lifecycle
+        self._client_timeout = client_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,7 +92,7 @@ class Envelope:
             await send(message)
 
         try:
-            await self._pass(scope, receive, send_named)
+            await self._pass(scope, self._in_time(receive, headers), send_named)
         except (ClientGone, ClientDisconnect):
             pass  # nobody is there to be answered
         except Exception:
@@ -93,6 +107,31 @@ class Envelope:
             await self._app(scope, receive, send)
         elif self._lifecycle.stopping:
             await error_response(stopping(), path, scope["qnext.request_id"])(scope, receive, send)
+        elif self._lifecycle.full():
+            scope["qnext.headers"]["Connection"] = "close"
+            error = at_capacity("The server has as many connections as it can hold, please try again later.")
+            await error_response(error, path, scope["qnext.request_id"])(scope, receive, send)
         else:
             with self._lifecycle.request():
                 await self._app(scope, receive, send)
+
+    def _in_time(self, receive: Receive, headers: dict[str, str]) -> Receive:
+        """`receive`, which raises ApiError for a body that is too slow; `headers` are the answer's."""
+        clock = asyncio.get_running_loop().time
+        deadline, whole = clock() + self._client_timeout, False
+
+        async def receive_in_time() -> Message:
+            nonlocal deadline, whole
+            if whole:
+                return await receive()
+            try:
+                async with asyncio.timeout(deadline - clock()):
+                    message = await receive()
+            except TimeoutError:
+                headers["Connection"] = "close"  # what else comes is not the head of a request
+                raise slow_body() from None
+            deadline += len(message.get("body", b"")) / _LEAST_RATE
+            whole = not message.get("more_body", False)
+            return message
+
+        return receive_in_time

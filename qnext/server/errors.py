@@ -189,6 +189,10 @@ def timed_out() -> ApiError:
     return ApiError("timeout", "Request timed out, please try again later.")
 
 
+def slow_body() -> ApiError:
+    return ApiError("timeout", "The request's body did not come in time: send it without pauses.")
+
+
 def at_capacity(message: str) -> ApiError:
     return ApiError("capacity", message, retry_after=1)
 

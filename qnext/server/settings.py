@@ -76,6 +76,7 @@ class Settings:
     thinking_non_stream: Literal["allow", "reject"] = "allow"
     response_days: float = 30.0
     drain_seconds: float = 20.0
+    client_timeout: float = 30.0
     limits: Literal["off", "hosted"] = "off"
     rpm: int | None = None
     tpm: int | None = None
@@ -99,7 +100,7 @@ class Settings:
             _require(value is None or value >= 1, name, "1 or more", value)
         _require((self.free_tokens or 0) >= 0, "free_tokens", "0 or more", self.free_tokens)
         _require(self.limits in ("off", "hosted"), "limits", "off or hosted", self.limits)
-        for name in ("keep_alive", "request_timeout", "drain_seconds"):
+        for name in ("keep_alive", "request_timeout", "drain_seconds", "client_timeout"):
             value = getattr(self, name)
             _require(value is None or 0 < value < float("inf"), name, "seconds, more than 0", value)
         days = self.response_days
@@ -157,6 +158,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "thinking_non_stream": (str, "allow or reject"),
     "response_days": (float, "a number of days"),
     "drain_seconds": (float, "a number of seconds"),
+    "client_timeout": (float, "a number of seconds"),
     "limits": (str, "off or hosted"),
     "rpm": (int, "a number of requests"),
     "tpm": (int, "a number of tokens"),

@@ -14,11 +14,12 @@ from typing import Literal
 import certifi
 import httpx
 import pytest
-import uvicorn
 
 from qnext.server.admission import Admission
 from qnext.server.app import create_app
 from qnext.server.keys import Keys
+from qnext.server.lifecycle import Lifecycle
+from qnext.server.run import make_server
 from qnext.server.service import Served, Service
 from qnext.server.settings import Settings
 from qnext.server.store import open_store
@@ -42,6 +43,7 @@ class Live:
     keys: Keys
     engines: dict[str, FakeEngine]
     admission: Admission
+    lifecycle: Lifecycle
 
     @property
     def instruct(self) -> FakeEngine:
@@ -105,15 +107,18 @@ def serving(
     store = open_store(settings.home)
     keys, admission = Keys(store), Admission(store, settings)
     _, secret = keys.create("tests")
-    app = create_app(service, keys, admission, settings)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", http=http, lifespan="on"))
+    lifecycle = Lifecycle()
+    app = create_app(service, keys, admission, settings, lifecycle)
+    server = make_server(app, settings, lifecycle, service.end_all, http)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         while not server.started:
             time.sleep(0.01)
         try:
-            yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", secret, keys, engines, admission)
+            yield Live(
+                f"http://127.0.0.1:{listener.getsockname()[1]}", secret, keys, engines, admission, lifecycle
+            )
         finally:
             server.should_exit = True
             thread.join()

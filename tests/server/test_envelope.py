@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qnext.server.envelope import Envelope, is_native
+from qnext.server.lifecycle import Lifecycle
 from qnext.server.sse import ClientGone
 
 
@@ -19,7 +20,7 @@ def run(app: Any, path: str = "/v1/x") -> list[dict[str, Any]]:
     async def receive() -> Any:
         raise AssertionError
 
-    asyncio.run(Envelope(app)({"type": "http", "path": path}, receive, send))
+    asyncio.run(Envelope(app, Lifecycle(), 9)({"type": "http", "path": path}, receive, send))
     return sent
 
 
