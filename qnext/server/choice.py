@@ -7,9 +7,11 @@ come takes no further token.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from qnext.engine.request import Facts, Output, TokenLogprob
@@ -194,3 +196,38 @@ class Choice:
     def _alternative(self, token: int, logprob: float) -> Alternative:
         raw = self._tokenizer.token_bytes(token)
         return Alternative(raw.decode("utf-8", "replace"), raw, max(logprob, LOWEST_LOGPROB))
+
+
+async def merged(sources: Sequence[AsyncGenerator[ChatEvent, None]]) -> AsyncGenerator[ChatEvent, None]:
+    """The events of several answers in the order they come; the first failure ends them all."""
+    if len(sources) == 1:
+        async with aclosing(sources[0]) as only:
+            async for event in only:
+                yield event
+        return
+    queue: asyncio.Queue[ChatEvent | Exception | None] = asyncio.Queue()
+
+    async def pump(source: AsyncGenerator[ChatEvent, None]) -> None:
+        try:
+            async with aclosing(source):
+                async for event in source:
+                    queue.put_nowait(event)
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    pumps = [asyncio.ensure_future(pump(source)) for source in sources]
+    running = len(pumps)
+    try:
+        while running:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for each in pumps:
+            each.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)

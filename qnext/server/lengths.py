@@ -1,4 +1,5 @@
-"""Lengths: how many tokens a prompt may have, and an answer, from what was asked and what there is room for.
+"""Lengths: how many tokens a prompt may have, and an answer, from what was asked and what there is room for;
+and which prompts are short.
 
 Called by `service`. Invariants: an answer never has more tokens than `most` says, reasoning, tags and end
 included, so that what is reserved for it is enough; a prompt that is far too long costs no more time than one
@@ -40,6 +41,10 @@ def check_excess(
         raise too_long(count, context - 1, context, at_least=True)
 
 
+_BRIEF = 4096  # characters: about a millisecond of encoding
+_TURN = 64  # what a turn takes beside its text
+
+
 def longest(sampling: SamplingParams, chat: Chat) -> int | None:
     """Reasoning and answer together: what was asked, else, where nothing was, what the checkpoint
     recommends; None for as much as the engine has room for."""
@@ -59,3 +64,18 @@ def most(sampling: SamplingParams, chat: Chat, prompt: Prompt, context: int) -> 
         return whole
     thought = 1 + (sampling.thinking_budget or 0) + len(closing[1]) if closing else 0
     return min(whole, thought + sampling.max_tokens)
+
+
+def brief(request: exchange.ChatRequest) -> bool:
+    """Whether its prompts are encoded sooner than a thread could be asked to, and be heard."""
+    if request.grammar is not None or request.tools:
+        return False
+    return sum(map(_size, request.prompts)) <= _BRIEF
+
+
+def _size(prompt: exchange.Prompt) -> int:
+    if not isinstance(prompt, exchange.Conversation):
+        return _TURN + len(prompt)
+    texts = [text for turn in prompt.messages for text in (turn.content, turn.reasoning or "")]
+    texts += [call.arguments for turn in prompt.messages for call in turn.tool_calls]
+    return _TURN * len(prompt.messages) + sum(map(len, texts))

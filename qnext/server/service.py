@@ -1,7 +1,8 @@
 """The service: the loaded models under their names, and a neutral request turned into neutral events.
 
 Made by `cli` with the loaded models, called by `app`. Invariants: work that grows with a prompt runs in a
-thread, never on the event loop; whoever closes the events aborts every stream the request has in the engine.
+thread, not on the event loop, unless the prompt is short; whoever closes the events aborts every stream the
+request has in the engine.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from qnext.engine.stream import Stream
 from qnext.text import chat as text
 from qnext.text.grammar import GrammarError
 
-from .choice import Choice, Tally
+from .choice import Choice, Tally, merged
 from .errors import at_capacity, invalid, no_model, too_long
 from .exchange import ChatEvent, ChatRequest, Conversation, Demand, Prompt, Rules
-from .lengths import COUNTED, check_excess, longest, most
+from .lengths import COUNTED, brief, check_excess, longest, most
 from .settings import Settings
 
 Take = Callable[[Demand], Awaitable[Sequence[int]]]
@@ -121,7 +122,10 @@ class Service:
         `take` or the engine refuses or the conversation cannot be rendered; later: ApiError when the engine
         fails."""
         served = self.find(request.model)
-        prompts, grammars = await asyncio.to_thread(self._encode_all, served, request)
+        if brief(request):
+            prompts, grammars = self._encode_all(served, request)
+        else:
+            prompts, grammars = await asyncio.to_thread(self._encode_all, served, request)
         choices: list[Choice] = []
         try:
             tally = Tally(sum(len(prompt.ids) for prompt in prompts))
@@ -132,7 +136,7 @@ class Service:
                     cap = None if caps is None else caps[index]
                     choices.append(self._start(served, request, prompt, grammar, j, index, tally, cap))
                     self._live.add(choices[-1])
-            async with aclosing(_merge([choice.events() for choice in choices])) as events:
+            async with aclosing(merged([choice.events() for choice in choices])) as events:
                 async for event in events:
                     yield event
         finally:
@@ -263,38 +267,3 @@ def _echo(served: Served, request: ChatRequest, number: int) -> str:
             raise AssertionError("a conversation has no echo")
         case ids:
             return served.chat.tokenizer.decode(ids, skip_control=False)
-
-
-async def _merge(sources: Sequence[AsyncGenerator[ChatEvent, None]]) -> AsyncGenerator[ChatEvent, None]:
-    """The events of several answers in the order they come; the first failure ends them all."""
-    if len(sources) == 1:
-        async with aclosing(sources[0]) as only:
-            async for event in only:
-                yield event
-        return
-    queue: asyncio.Queue[ChatEvent | Exception | None] = asyncio.Queue()
-
-    async def pump(source: AsyncGenerator[ChatEvent, None]) -> None:
-        try:
-            async with aclosing(source):
-                async for event in source:
-                    queue.put_nowait(event)
-            queue.put_nowait(None)
-        except Exception as error:
-            queue.put_nowait(error)
-
-    pumps = [asyncio.ensure_future(pump(source)) for source in sources]
-    running = len(pumps)
-    try:
-        while running:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        for each in pumps:
-            each.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)

@@ -4,6 +4,7 @@ behind."""
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -212,3 +213,30 @@ def test_a_conversation_the_template_refuses(service: Service) -> None:
     with pytest.raises(ApiError) as caught:
         ask(service, prompts=(Conversation(()),))
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "apart"),
+    [
+        ("Hi", {}, False),
+        ("Hi " * 2000, {"sampling": {"max_tokens": 1}}, True),
+        ("Hi", {"tools": (TOOL,)}, True),
+        ("Hi", {"grammar": GrammarSpec(TextForm("schema", ANY_OBJECT, "x"))}, True),
+    ],
+)
+def test_what_takes_long_leaves_the_loop_alone(
+    service: Service, monkeypatch: pytest.MonkeyPatch, text: str, more: dict[str, Any], apart: bool
+) -> None:
+    threads = []
+    encode_all = Service._encode_all
+
+    def noted(self: Service, *given: Any) -> Any:
+        threads.append(threading.current_thread())
+        return encode_all(self, *given)
+
+    monkeypatch.setattr(Service, "_encode_all", noted)
+    try:
+        ask(service, prompts=(Conversation((Message("user", text),)),), **more)
+    except ApiError as error:  # longer than the context is
+        assert apart and "input length" in error.message
+    assert [thread is not threading.main_thread() for thread in threads] == [apart]
