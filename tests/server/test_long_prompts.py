@@ -61,6 +61,7 @@ class Pulse(threading.Thread):
 
 @pytest.mark.parametrize("kind", TEXTS)
 def test_they_are_refused_soon(roomy: Live, kind: str) -> None:
+    roomy.instruct.reset()
     text = TEXTS[kind]
     messages = [{"role": "user", "content": text}]
     bodies: list[tuple[str, dict[str, Any]]] = [
