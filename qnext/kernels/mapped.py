@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 HUGE = 2 << 20
-PIECE = 32 * HUGE
+PIECE, SHARE = 32 * HUGE, 16  # what is moved at a time: so many bytes, or a part of a smaller file
 NONE, READ_WRITE = 0, mmap.PROT_READ | mmap.PROT_WRITE
 PRIVATE, FIXED, ANONYMOUS, NORESERVE = 0x02, 0x10, 0x20, 0x4000
 MAYMOVE_FIXED, MADV_HUGEPAGE = 3, 14
@@ -40,6 +40,7 @@ class Mapping:
         self._whole = -(-self.size // HUGE) * HUGE + HUGE
         self._begin = self._map(None, self._whole, NONE, PRIVATE | ANONYMOUS | NORESERVE, -1)
         self.address = -(-self._begin // HUGE) * HUGE
+        self.piece = min(max(self.size // SHARE // HUGE, 1) * HUGE, PIECE)  # in memory twice for a moment
         self._map(self.address, self.size, READ_WRITE, PRIVATE | FIXED, self._source)
 
     def __del__(self) -> None:
@@ -49,7 +50,7 @@ class Mapping:
     def settle(self, at: int) -> None:
         """Bring the piece from byte `at` on into huge pages. Raises ValueError if the file has become
         shorter, OSError where there is no memory: the mapping then stays as it is."""
-        size = min(PIECE, self.size - at)
+        size = min(self.piece, self.size - at)
         room = -(-size // HUGE) * HUGE + HUGE
         begin = self._map(None, room, READ_WRITE, PRIVATE | ANONYMOUS, -1)
         try:
@@ -98,7 +99,7 @@ def _settle(owner: weakref.ref[Mapping]) -> None:
         except (OSError, ValueError) as error:
             log.warning("weights stay in small pages, which are slower: %s", error)
             return
-        at += PIECE
+        at += mapping.piece
         name = mapping.file.name
         del mapping  # else it lived on for a piece more
     if at:

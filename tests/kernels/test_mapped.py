@@ -50,16 +50,15 @@ def test_pages_become_the_process_own(tmp_path: Path) -> None:
     written(tmp_path / "file", 8 * mapped.HUGE)
     found = mapped.map_file(tmp_path / "file")
     settled()
-    area: dict[str, int] = {}
-    inside = False
+    own, inside = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
         name, _, rest = line.partition(" ")
         if "-" in name and not name.endswith(":"):
             low, high = (int(part, 16) for part in name.split("-"))
-            inside = low <= found.data_ptr() < high
-        elif inside:
-            area[name] = int(rest.split()[0]) if rest.split()[0].isdigit() else 0
-    assert area["Anonymous:"] >= 8 * mapped.HUGE // 1024
+            inside = found.data_ptr() <= low < high <= found.data_ptr() + len(found)
+        elif inside and name == "Anonymous:":
+            own += int(rest.split()[0]) * 1024
+    assert own == len(found)
 
 
 def test_writing_does_not_reach_the_file(tmp_path: Path) -> None:
