@@ -6,6 +6,7 @@ are gone when the caller is done with it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import BinaryIO
@@ -16,6 +17,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from .errors import ApiError, invalid
+
+# What a client sends wrongly is told to the client, not to the log.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 _FRAME = 64 * 2**10  # what boundaries, headers and fields may take beside the files
 _CHUNK = 2**20
