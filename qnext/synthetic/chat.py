@@ -25,13 +25,14 @@ FAMILIES: dict[str, tuple[Family, float]] = {
     "manners": (manners.make, 0.13),
     "memory": (manners.remember, 0.06),
     "arithmetic": (arithmetic.make, 0.11),
-    "recall": (recall.make, 0.09),
+    "recall": (recall.make, 0.08),
+    "far_recall": (recall.far, 0.01),
     "languages": (languages.make, 0.06),
     "tools": (tools.make, 0.14),
     "no_tool_fits": (tools.without_fit, 0.02),
 }
 # Answered in words even where tools are at hand; and what may come earlier in a conversation.
-_BESIDE_TOOLS = frozenset({"story", "manners", "memory", "arithmetic", "recall", "languages"})
+_BESIDE_TOOLS = frozenset({"story", "manners", "memory", "arithmetic", "recall", "far_recall", "languages"})
 _SMALL_TALK: tuple[Family, ...] = (manners.make, manners.make, facts.capital, facts.plain_words)
 _EARLIER: tuple[Family, ...] = (*_SMALL_TALK, facts.small_table, languages.make, arithmetic.make)
 

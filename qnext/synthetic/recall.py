@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from .dialogue import Dialogue, Setting, ask
+from qnext.text.messages import Message
+
+from .dialogue import Dialogue, Setting, ask, assistant, user
 from .slots import article, draw, fill, first_upper, pick, table, vary, words
 from .story import compose_story
 
@@ -141,18 +143,46 @@ def far_needle(
     depth: where it hides, from 0 (the text begins with it) to 1 (it ends with it).
     """
 
-    def filler() -> list[str]:
-        sentences: list[str] = []
-        room = length
-        while room > 0:
-            text = rng.choice(setting.stories) if setting.stories else compose_story(rng, setting).text
-            for sentence in _sentences(text.replace("\n\n", " ")):
-                if room > 0:
-                    sentences.append(sentence)
-                    room -= measure(f" {sentence}")
-        return sentences
+    return _hidden(rng, setting, lambda: _long_filler(rng, setting, length, measure), depth)
 
-    return _hidden(rng, setting, filler, depth)
+
+def far(rng: Random, setting: Setting) -> Dialogue:
+    """One to four sentences hidden in 100 to 800 words of stories, and a question for each of them.
+
+    Models that do not think are asked one after another, so that a long text is learned from more than once.
+    """
+    forms = table("recall")["needle"]
+    sentences = _long_filler(rng, setting, rng.randint(100, 800), lambda text: len(text.split()))
+    asked, answers, found, musts = [], [], [], []
+    for which in rng.sample(range(len(forms["line"])), rng.randint(1, len(forms["line"]))):
+        values = {"code": str(rng.randint(10, 9999)), "word": draw(rng, "word", setting.heldout)}
+        found.append(fill(rng, forms["line"][which], values))
+        asked.append(forms["ask"][which])
+        answers.append(fill(rng, forms["answer"][which], values))
+        musts.append(values["code"] if "{code}" in forms["line"][which] else values["word"])
+    for line in found:
+        sentences.insert(rng.randint(0, len(sentences)), line)
+    if setting.thinking:
+        asked, answers, found = [" ".join(asked)], [" ".join(answers)], [" ".join(found)]
+    else:
+        musts = musts[-1:]
+    turns: list[Message] = []
+    for question, answer, line in zip(asked, answers, found, strict=True):
+        text = question if turns else f"{rng.choice(forms['before'])}\n{' '.join(sentences)}\n{question}"
+        turns += [user(text), assistant(answer, fill(rng, forms["thought"], {"found": line}))]
+    return Dialogue(tuple(turns), must=tuple(musts), checkable=True)
+
+
+def _long_filler(rng: Random, setting: Setting, length: int, measure: Callable[[str], int]) -> list[str]:
+    """Sentences of stories laid end to end, `length` in all as `measure` sees it, up to a sentence."""
+    sentences: list[str] = []
+    while length > 0:
+        text = rng.choice(setting.stories) if setting.stories else compose_story(rng, setting).text
+        for sentence in _sentences(text.replace("\n\n", " ")):
+            if length > 0:
+                sentences.append(sentence)
+                length -= measure(f" {sentence}")
+    return sentences
 
 
 def _hidden(
