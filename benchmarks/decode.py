@@ -21,7 +21,7 @@ import torch
 from peers import llama
 from peers.load import Load
 from peers.quiet import quiet
-from stepper import Stepper, deepened, head, peak_rss_gib
+from stepper import Stepper, deepened, head, peak_rss_gib, settled
 
 from qnext.model.packed_file import open_packed
 from qnext.model.packed_network import PackedQwen3Next
@@ -51,6 +51,7 @@ def main() -> None:
     first.step()
     line = head("decode", given.checkpoint, opened, given.activations, given.threads)
     line["first_token_s"] = round(time.perf_counter() - begun, 2)
+    line["settled_s"] = round(settled(), 2)
     figures: list[dict[str, Any]] = []
     for batch in given.batches:
         for context in given.contexts if batch == 1 else given.contexts[:1]:

@@ -19,7 +19,7 @@ import torch
 from peers import llama
 from peers.load import Load
 from peers.quiet import quiet
-from stepper import Stepper, deepened, head, peak_rss_gib
+from stepper import Stepper, deepened, head, peak_rss_gib, settled
 
 from qnext.model.network import Network
 from qnext.model.packed_file import open_packed
@@ -55,6 +55,7 @@ def main() -> None:
         opened = deepened(opened, given.layers)
     network = PackedQwen3Next(opened.config, opened.parts, activations=given.activations)
     seconds(network, min(given.prompts), given.chunk)
+    settled()
     line: dict[str, Any] = head("prefill", given.checkpoint, opened, given.activations, given.threads)
     with quiet():
         line["peaks"] = roofline.peaks(given.threads, 0.5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 import subprocess
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,15 @@ def deepened(opened: PackedModel, layers: int) -> PackedModel:
         opened.config, num_hidden_layers=layers, layer_types=kinds * (layers // len(kinds)), mtp_layers=0
     )
     return opened._replace(config=config, parts=parts)
+
+
+def settled() -> float:
+    """Wait until weights lie where they are to stay (see `kernels.mapped`) -> seconds."""
+    begun = time.perf_counter()
+    for thread in threading.enumerate():
+        if thread.name == "weights":
+            thread.join()
+    return time.perf_counter() - begun
 
 
 def head(name: str, checkpoint: str, opened: PackedModel, activations: str, threads: int) -> dict[str, Any]:

@@ -6,12 +6,17 @@ has seen all but the last of its tokens.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from .cache import PrefixCache
 from .plan import Piece
 from .pool import Pool
 from .runner import Runner
 from .second_tier import SecondTier
 from .sequence import Sequence
+from .stream import Stream
+
+UNREAD = 64  # hidden states that wait for the MTP head while nothing is guessed
 
 
 class Keeper:
@@ -31,6 +36,20 @@ class Keeper:
         ends = ended or sequence.computed in sequence.marks
         far = sequence.computed - sequence.kept >= self._stride
         return bool(piece.saves) or ((ends or far) and sequence.computed > sequence.kept)
+
+    def unread(self, pieces: list[Piece], ended: Container[Stream]) -> list[Sequence]:
+        """Whose hidden states the MTP head has to see now, before they are kept and before they are many. A
+        pass costs more than what it reads: others come along."""
+        waiting = [piece for piece in pieces if piece.sequence.unread]
+        must = [
+            piece.length > 1
+            or len(piece.sequence.unread) >= UNREAD
+            or self.is_due(piece, ended=piece.sequence.stream in ended)
+            for piece in waiting
+        ]
+        least = UNREAD // 4 if any(must) else UNREAD
+        each = zip((piece.sequence for piece in waiting), must, strict=True)
+        return [sequence for sequence, now in each if now or len(sequence.unread) >= least]
 
     def keep(self, piece: Piece, *, ended: bool) -> None:
         """Keep what is due, and free the spare slots."""

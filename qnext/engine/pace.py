@@ -12,14 +12,17 @@ from itertools import accumulate
 from math import log2
 from operator import mul
 
-TRIALS = 2  # measurements before a cost is believed
+TRIALS = 3  # measurements before a cost is believed: the least of them, as the first ones of a kind are slow
 NEWEST = 0.15  # weight of the newest measurement of a cost, at least
+FASTER = 0.75  # below so much of what was believed it is believed: no round is fast by accident
 DRIFT = 0.3  # and of how long the usual choice takes just now
 NEWS = 0.01  # and of the newest judgement of a guess;
 PRIOR = 10  # what is believed before the first one counts as so many
-RUN = 3  # steps that another choice is tried for: the first of them does not count
+RUN = 2  # steps that another choice is tried for: the first of them does not count
+AFTER = 3  # rounds of the usual choice after which it is held against it
 LOOK = 8  # steps, for each choice, between two looks at another one that is as good as the best,
-WORSE = (20, 400)  # and so many times as seldom for one that is worse, and worse squared
+WORSE = (20, 400)  # and so many times as seldom for one that is worse, and worse squared,
+DOUBT = 2  # but not more than so many times the square of how often it was measured
 STILL = 0.1  # a look counts if the usual choice takes as long after it as before it, but for so much
 CHANGED = 2.5  # times as slow or as fast: everything is measured anew
 MOST = 1.5  # of what was expected; a measurement counts as no more: the round met something else
@@ -41,12 +44,14 @@ class Level:
         if k == self.usual:
             self.scale += DRIFT * (min(seconds / self.costs[k], MOST * self.scale) - self.scale)
             self._after += 1
-            if self._after == RUN and abs(self.scale / self._before - 1) < STILL:
+            if self._after == AFTER and abs(self.scale / self._before - 1) < STILL:
                 for other, took in self._seen:
                     self._count(other, took * 2 / (self.scale + self._before))
             return 1 / CHANGED < self.scale < CHANGED
         if not self.known():
-            self._count(k, seconds / self.scale)
+            self.counts[k] += 1
+            cost = seconds / self.scale
+            self.costs[k] = cost if self.counts[k] == 1 else min(cost, self.costs[k])
             return True
         if self._after:
             self._seen, self._before, self._after = [], self.scale, 0
@@ -55,9 +60,9 @@ class Level:
 
     def _count(self, k: int, cost: float) -> None:
         self.counts[k] += 1
-        if self.counts[k] > 1:
-            cost = min(cost, MOST * self.costs[k])
-        self.costs[k] += max(NEWEST, 1 / self.counts[k]) * (cost - self.costs[k])
+        cost = min(cost, MOST * self.costs[k])
+        weight = max(NEWEST, 1 / self.counts[k]) if cost > FASTER * self.costs[k] else 1
+        self.costs[k] += weight * (cost - self.costs[k])
 
     def known(self) -> bool:
         return min(self.counts) >= TRIALS
@@ -100,27 +105,30 @@ class Pace:
     def _decide(self, level: Level) -> int:
         choices = range(self.most + 1)
         if not level.known():
-            self._left = RUN
+            self._left = RUN  # in turn, so that a slow spell of the machine hits all or does not count
             return min(choices, key=lambda k: level.counts[k])
         tokens = list(accumulate((1.0, *accumulate(self.right, mul))))  # that a round is worth
         gains = [tokens[k] / level.costs[k] for k in choices]
         best = level.usual = max(choices, key=lambda k: gains[k])
         worse = [gains[best] / gain - 1 for gain in gains]
-        due = [LOOK * self.most * (1 + WORSE[0] * each + WORSE[1] * each**2) for each in worse]
+        seldom = [
+            min(1 + WORSE[0] * each + WORSE[1] * each**2, max(1, DOUBT * count**2))
+            for each, count in zip(worse, level.counts, strict=True)
+        ]
         level.since = [steps + 1 for steps in level.since]
         level.since[best] = 0
-        other = max(choices, key=lambda k: level.since[k] / due[k])
-        if level.since[other] < due[other]:
+        other = max(choices, key=lambda k: level.since[k] / seldom[k])
+        if level.since[other] < LOOK * self.most * seldom[other]:
             return best
         level.since[other], self._left = 0, RUN  # it may have become better
         return other
 
     def _level(self, answers: int) -> Level:
         """That of about so many; a new one believes what one of at most twice or half as many has learnt."""
-        place = round(2 * log2(answers))
+        place = round(log2(answers))
         if place not in self._levels:
             made = self._levels[place] = Level(self.most + 1)
-            near = [self._levels.get(place + step) for step in (1, -1, 2, -2)]
+            near = [self._levels.get(place + step) for step in (1, -1)]
             for level in near:
                 if level is not None and level.known():
                     made.costs, made.counts = level.costs.copy(), [TRIALS] * (self.most + 1)

@@ -147,8 +147,6 @@ class Runner:
     def recall(self, sequence: Sequence) -> None:
         """A sequence that was restored has its last hidden state in its slot: the MTP head has yet to see
         it, since the token that follows is new."""
-        if not sequence.computed or sequence.last is not None or sequence.unread:
-            return
         if self.state.hidden is not None:
             assert sequence.slot is not None
             sequence.last = self.state.hidden[sequence.slot].clone()

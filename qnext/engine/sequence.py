@@ -77,6 +77,11 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def restored(self) -> bool:
+        """Whether its last hidden state is still in its slot alone: it was kept by another sequence."""
+        return bool(self.computed) and self.last is None and not self.unread
+
+    @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
 

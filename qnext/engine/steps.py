@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 Told = list[tuple[Stream, Output]]
 Choice = tuple[int, TokenLogprob | None, bool]  # a token, its log-probability, whether scores were sound
-UNREAD = 64  # hidden states that wait for the MTP head while nothing is guessed
 ATTEMPTS = 3  # failed steps that a request may have been part of
 
 
@@ -118,7 +117,8 @@ class Steps:
             return
         if self._mtp is not None:
             for piece in pieces:
-                self.runner.recall(piece.sequence)
+                if piece.sequence.restored:
+                    self.runner.recall(piece.sequence)
         step = self.runner.run(pieces)
         chosen = self._choose(pieces, step)
         ended: dict[Stream, tuple[Sequence, Output]] = {}
@@ -242,7 +242,7 @@ class Steps:
         count = self._rounds.choose(pieces, guessing)
         answered = guessing if count else []
         if self._mtp is not None:
-            due = [p.sequence for p in alive if p.sequence not in answered and self._must_read(p, ended)]
+            due = self._keeper.unread([p for p in alive if p.sequence not in answered], ended)
             hidden = self.runner.absorb(answered, due)
         for piece in alive:
             self._keeper.keep(piece, ended=piece.sequence.stream in ended)
@@ -255,13 +255,6 @@ class Steps:
             self._mtp.draft(guessing, count, hidden)
         for each in guessing:
             each.asked = count
-
-    def _must_read(self, piece: Piece, ended: dict[Stream, Sequence]) -> bool:
-        """Whether the MTP head has to see a sequence's hidden states now: before they are kept, and before
-        they are many."""
-        sequence = piece.sequence
-        due = self._keeper.is_due(piece, ended=sequence.stream in ended)
-        return bool(sequence.unread) and (due or piece.length > 1 or len(sequence.unread) >= UNREAD)
 
     def _recover(self, plan: Plan, told: Told, error: Exception) -> None:
         """A step has failed: whoever was alone in it ends, the others are computed anew, each alone until it

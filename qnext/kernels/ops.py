@@ -98,6 +98,11 @@ class Row(Protocol):
         """Start, length, context, slot (-1: none), drafts, replays [N, 6] int64."""
         ...
 
+    @property
+    def save_table(self) -> np.ndarray:
+        """`saves` [., 3] int64."""
+        ...
+
 
 class Ops(Protocol):
     """Every function of a backend. Caches are changed in place; all else is returned."""

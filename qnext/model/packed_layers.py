@@ -7,7 +7,6 @@ mean. Invariant: what a half returns lives in the workspace until its twin in th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,69 +14,20 @@ from torch import Tensor
 from qnext.kernels.cpu.attention import AttentionWeights, gated_attention, store
 from qnext.kernels.cpu.delta_net import DeltaNetWeights, delta_net
 from qnext.kernels.cpu.experts import Choice, Experts, choose, mix
-from qnext.kernels.cpu.inputs import Inputs
-from qnext.kernels.cpu.linear import Matrix, linear, normalise
-from qnext.kernels.cpu.workspace import Workspace
+from qnext.kernels.cpu.linear import Matrix
 from qnext.kernels.ops import DeltaCache
 from qnext.kernels.packed import ROWS, Packed
 
 from .config import ModelConfig
-from .layers import Routing
-from .packing import Packing
+from .packed_step import PackedStep, Rows
 
 Part = Packed | Tensor
 
 
-@dataclass(frozen=True, eq=False)
-class PackedStep:
-    """One forward's surroundings: see `layers.Step`. With `coded`, inputs of quantised matrices are rounded
-    to 8 bits; else all products are exact."""
-
-    packing: Packing
-    rotary: tuple[Tensor, Tensor]
-    workspace: Workspace
-    coded: bool
-    routing: Routing | None = None
-
-    def product(self, inputs: Rows, weight: Matrix, out: str | Tensor, add: Tensor | None = None) -> Tensor:
-        """`inputs @ weight.T` (+ `add`) in `out`, or a buffer of that name -> [T, rows of whole blocks]."""
-        if isinstance(out, str):
-            out = self.workspace.take(out, (len(inputs.x), weight.columns), torch.float32)
-        return linear(inputs.ready(weight), weight, out, add=add)
-
-    def normed(self, x_TH: Tensor, norm: Tensor, eps: float) -> Tensor:
-        """Rows normalised, in memory of their own."""
-        return normalise(x_TH, norm, eps, torch.empty_like(x_TH))
-
-    def rows(self, x_TH: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> Rows:
-        return Rows(x_TH, self.workspace, self.coded, norm, eps)
-
-
-class Rows:
-    """Rows [T, H] that several matrices take as input, each as it wants them. Where one wants codes, ask for
-    it first: the others then share what is made for it."""
-
-    def __init__(
-        self, x_TH: Tensor, workspace: Workspace, coded: bool, norm: Tensor | None = None, eps: float = 0.0
-    ) -> None:
-        self.x, self._workspace, self._coded, self._norm, self._eps = x_TH, workspace, coded, norm, eps
-        self._made: dict[int, Inputs] = {}
-
-    def ready(self, weight: Matrix) -> Inputs:
-        """The rows as this matrix wants them; the first product that reads them makes them."""
-        group = weight.group if self._coded and weight.bits < 16 else 0
-        found = self._made.get(weight.width)
-        if found is None or group not in (0, found.group):
-            name = f"rows {len(self._made)}"
-            found = Inputs(
-                self.x, weight.width, group, self._workspace, norm=self._norm, eps=self._eps, name=name
-            )
-            self._made[weight.width] = found
-        return found
-
-
 class PackedDeltaNet:
     """See `deltanet.GatedDeltaNet`."""
+
+    steady = True
 
     def __init__(self, parts: Mapping[str, Part], config: ModelConfig) -> None:
         names = ("qkvz_proj", "ba_proj", "out_proj")
@@ -117,6 +67,7 @@ class PackedAttention:
         self.bias, self.out_bias = (
             vector(parts, name) if name in parts else None for name in ("qgkv_bias", "o_bias")
         )
+        self.steady = self.out_bias is None
         self.weights = AttentionWeights(
             vector(parts, "q_norm"),
             vector(parts, "k_norm"),
@@ -169,6 +120,7 @@ class PackedMoE:
         )
         self.experts = Experts(*routed, shared if alike else None)
         self.shared = None if alike else PackedMLP(*shared)
+        self.steady = alike
 
     def __call__(self, x_TH: Tensor, inputs: Rows, step: PackedStep) -> Tensor:
         """`x` plus the experts of `inputs`, which are `x` normalised."""
@@ -189,6 +141,8 @@ class PackedMoE:
 
 class PackedMLP:
     """A SwiGLU that every token takes, as an expert without a router. See `layers.SwiGLU`."""
+
+    steady = False
 
     def __init__(self, gate_up: Packed, down: Packed) -> None:
         self.experts = Experts(_stacked(gate_up), _stacked(down), None)

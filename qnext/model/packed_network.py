@@ -7,8 +7,8 @@ matrices are rounded to 8 bits first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeVar
 
 import numba
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from qnext.kernels.cpu import attention, delta_net
 from qnext.kernels.cpu.jit import warn_of_slow_threads
 from qnext.kernels.cpu.linear import Matrix, linear
+from qnext.kernels.cpu.tape import Tapes
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.ops import DeltaCache
 
@@ -29,18 +30,18 @@ from .packed_layers import (
     PackedDeltaNet,
     PackedMLP,
     PackedMoE,
-    PackedStep,
     Part,
-    Rows,
     matrix,
     vector,
     within,
 )
+from .packed_step import PackedStep, Rows, lay_down, put
 from .packing import Packing
 from .rotary import rotary_table
 from .state import State
 
 Activations = Literal["int8", "exact"]
+T = TypeVar("T")
 
 
 def supported(config: ModelConfig) -> bool:
@@ -78,6 +79,8 @@ class PackedLayer:
             if sparse
             else PackedMLP(matrix(mlp, "gate_up_proj"), matrix(mlp, "down_proj"))
         )
+        # whether it does nothing but call kernels about memory that stays
+        self.steady = self.mixer.steady and self.mlp.steady
 
     def __call__(
         self,
@@ -118,11 +121,11 @@ class PackedMTP:
         mixer.read(step.rows(x, self.layer.norms[0], self.eps), step, cache)
 
     def _join(self, hidden_TH: Tensor, embedded_TH: Tensor, step: PackedStep) -> Tensor:
-        pair = [
-            step.normed(x, norm, self.eps)
-            for x, norm in zip((embedded_TH, hidden_TH), self.norms, strict=True)
-        ]
-        return step.product(step.rows(torch.cat(pair, -1)), self.fc, "whole")
+        tokens, width = hidden_TH.shape
+        both = step.workspace.take("both", (tokens, 2 * width), torch.float32)
+        step.normed(embedded_TH, self.norms[0], self.eps, both[:, :width])
+        step.normed(hidden_TH, self.norms[1], self.eps, both[:, width:])
+        return step.product(step.rows(both), self.fc, "whole")
 
 
 class PackedQwen3Next:
@@ -141,6 +144,7 @@ class PackedQwen3Next:
         assert supported(config)
         warn_of_slow_threads()
         self.config, self.cache_dtype, self.activations = config, cache_dtype, activations
+        self._heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.embedding, self.norm = vector(parts, "embed_tokens"), vector(parts, "norm")
         self.lm_head = Matrix(matrix(parts, "lm_head"))
         self.layers = [
@@ -150,6 +154,8 @@ class PackedQwen3Next:
         self.mtp = PackedMTP(within(parts, "mtp."), config) if config.mtp_layers else None
         self.threads = min(torch.get_num_threads(), numba.get_num_threads())
         self._workspace = Workspace()
+        self._tapes = Tapes(self._workspace)
+        self._steady = all(layer.steady for layer in (*self.layers, *([self.mtp.layer] if self.mtp else [])))
 
     def __call__(
         self,
@@ -159,12 +165,15 @@ class PackedQwen3Next:
         routing: Routing | None = None,
     ) -> Tensor:
         """Token ids [T] -> hidden states [T, H] fp32 after the norm. Without `packing`: one sequence."""
-        step = self._step(packing or Packing.of([len(ids_T)]), routing)
-        x = F.embedding(ids_T, self.embedding).float()
-        for i, layer in enumerate(self.layers):
-            caches = (state.kv[i], state.conv[i], state.delta[i]) if state else (None, None, None)
-            x = layer(x, step, *caches)
-        return step.normed(x, self.norm, self.config.rms_norm_eps)
+
+        def trunk(step: PackedStep, x_TH: Tensor) -> Tensor:
+            for i, layer in enumerate(self.layers):
+                caches = (state.kv[i], state.conv[i], state.delta[i]) if state else (None, None, None)
+                x_TH = layer(x_TH, step, *caches)
+            return step.normed(x_TH, self.norm, self.config.rms_norm_eps)
+
+        packing = packing or Packing.of([len(ids_T)])
+        return self._pass("trunk", trunk, packing, state, routing, self._embedded(ids_T)).clone()
 
     def logits(self, hidden_TH: Tensor) -> Tensor:
         """Hidden states [T, H] -> scores of the next token [T, V] fp32."""
@@ -187,25 +196,64 @@ class PackedQwen3Next:
         mtp = self._head()
         if not self.config.mtp_normed_input:
             hidden_TH = ungained(hidden_TH, mtp.norm if own else self.norm)
-        step = self._step(packing or Packing.of([len(hidden_TH)]), routing)
-        return mtp(hidden_TH.float(), F.embedding(next_ids_T, self.embedding).float(), step, cache)
+
+        def answer(step: PackedStep, hidden_TH: Tensor, embedded_TH: Tensor) -> Tensor:
+            return mtp(hidden_TH, embedded_TH, step, cache)
+
+        packing, owner = packing or Packing.of([len(hidden_TH)]), cache[0] if cache else None
+        rows = hidden_TH.float(), self._embedded(next_ids_T)
+        return self._pass("mtp", answer, packing, owner, routing, *rows).clone()
 
     def mtp_read(
         self, hidden_TH: Tensor, next_ids_T: Tensor, packing: Packing, cache: tuple[Tensor, Tensor]
     ) -> None:
         """See `Qwen3Next.mtp_read`."""
-        mtp, step = self._head(), self._step(packing, None)
+        mtp = self._head()
         if not self.config.mtp_normed_input:
             hidden_TH = ungained(hidden_TH, self.norm)
-        mtp.read(hidden_TH.float(), F.embedding(next_ids_T, self.embedding).float(), step, cache)
+
+        def read(step: PackedStep, hidden_TH: Tensor, embedded_TH: Tensor) -> None:
+            mtp.read(hidden_TH, embedded_TH, step, cache)
+
+        rows = hidden_TH.float(), self._embedded(next_ids_T)
+        self._pass("mtp read", read, packing, cache[0], None, *rows)
 
     def _head(self) -> PackedMTP:
         if self.mtp is None:
             raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
         return self.mtp
 
-    def _step(self, packing: Packing, routing: Routing | None) -> PackedStep:
+    def _embedded(self, ids_T: Tensor) -> Tensor:
+        return F.embedding(ids_T, self.embedding).float()
+
+    def _pass(
+        self,
+        name: str,
+        make: Callable[..., T],
+        packing: Packing,
+        owner: object,
+        routing: Routing | None,
+        *rows: Tensor,
+    ) -> T:
+        """`make(step, *rows)`: from a tape where the row is a few tokens with caches, which are `owner`'s."""
         if numba.get_num_threads() != self.threads:  # a setting of each thread
             numba.set_num_threads(self.threads)
-        tables = rotary_table(self.config, packing.positions, packing.stretched)
-        return PackedStep(packing, tables, self._workspace, self.activations == "int8", routing)
+        workspace, coded = self._workspace, self.activations == "int8"
+        cos, sin = rotary_table(self.config, packing.positions, packing.stretched)
+        if owner is None or routing is not None or not self._steady or max(packing.lengths) > attention.SHORT:
+            return make(PackedStep(packing, (cos, sin), workspace, coded, routing), *rows)
+        packing = lay_down(packing, workspace)
+        assert packing.pages is not None
+        tables = put(workspace, "cos", cos), put(workspace, "sin", sin)
+        rows = tuple(put(workspace, f"row {i}", row) for i, row in enumerate(rows))
+        attention.lay_out(packing, self._heads, workspace)
+        assert packing.pages is not None
+        key = (
+            name,
+            packing.total,
+            len(packing.lengths),
+            len(packing.saves),
+            packing.first,
+            packing.pages.shape,
+        )
+        return self._tapes.run(key, owner, lambda: make(PackedStep(packing, tables, workspace, coded), *rows))

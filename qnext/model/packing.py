@@ -72,6 +72,11 @@ class Packing:
         return np.ascontiguousarray(np.asarray(columns, np.int64).T)
 
     @cached_property
+    def save_table(self) -> np.ndarray:
+        """`saves` as compiled kernels read them [., 3]."""
+        return np.asarray(self.saves, np.int64).reshape(-1, 3)
+
+    @cached_property
     def window(self) -> Window | None:
         """How drafts and replays lie in the caches; None where there are none."""
         if not any(self.drafts) and not any(self.replays):
@@ -133,28 +138,33 @@ class Packing:
 
         `contexts` count cells: with `first` empty cells, a token's position is that much less.
         """
-        # numpy, since this runs for every step: lists become arrays several times as fast as tensors
+        # Lists, since this runs for every step: most rows are a few tokens, for which numpy takes longer.
         table = np.zeros((len(pages), max(map(len, pages))), np.int64)
-        for row, held in zip(table, pages, strict=True):
+        positions: list[int] = []
+        cells: list[int] = []
+        for row, held, length, context in zip(table, pages, lengths, contexts, strict=True):
             row[: len(held)] = held
-        spans = np.asarray(lengths)
-        row_of = np.repeat(np.arange(len(spans)), spans)
-        places = np.arange(len(row_of)) + (np.asarray(contexts) - (spans.cumsum() - spans))[row_of]
-        cells = table[row_of, places // page_size] * page_size + places % page_size
+            positions += range(context - first, context - first + length)
+            cells += [
+                held[at // page_size] * page_size + at % page_size for at in range(context, context + length)
+            ]
+        long = None
+        if stretched is not None:
+            long = [each for each, length in zip(stretched, lengths, strict=True) for _ in range(length)]
 
-        def tensor(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(device)
+        def tensor(values: object, kind: type = np.int64) -> Tensor:
+            return torch.from_numpy(np.asarray(values, kind)).to(device)
 
         return cls(
             tuple(lengths),
             tuple(contexts),
-            tensor(places - first),
+            tensor(positions),
             tensor(table),
-            tensor(np.asarray(slots, np.int64)),
+            tensor(slots),
             tensor(cells),
             first,
             tuple(drafts),
             tuple(replays),
             tuple(saves),
-            None if stretched is None else tensor(np.asarray(stretched)[row_of]),
+            None if long is None else tensor(long, np.bool_),
         )

@@ -8,7 +8,9 @@ from statistics import mean
 
 import pytest
 
-from qnext.engine.pace import RUN, Pace
+from qnext.engine.pace import RUN, TRIALS, Pace
+
+FIRST = RUN * TRIALS  # steps that each choice is tried for
 
 
 @dataclass
@@ -107,18 +109,19 @@ def test_each_number_of_answers_has_its_own_choice() -> None:
 
 def test_what_was_not_measured_is_tried_first() -> None:
     pace, tried = Pace(2), []
-    for _ in range(3 * RUN):
+    for _ in range(3 * FIRST):
         tried.append(k := pace.choose(5))
         pace.took(5, k, 1.0)
-    assert tried == [0] * RUN + [1] * RUN + [2] * RUN
+    assert tried[: 3 * RUN] == [0] * RUN + [1] * RUN + [2] * RUN
+    assert min(map(tried.count, range(3))) >= FIRST - RUN
 
 
 def test_what_is_known_of_as_many_is_believed_of_nearly_as_many() -> None:
     pace, world = Pace(3), World(16, 10, 1, 1, 50, (0.5,) * 3)
     world.run(pace, 100)
     assert [pace.choose(n) for n in (14, 12, 9)] == [0, 0, 0]
-    _, chosen = World(2, 10, 1, 1, 50, (0.5,) * 3).run(pace, 3 * RUN)
-    assert chosen == [0] * RUN + [1] * RUN + [2] * RUN
+    _, chosen = World(2, 10, 1, 1, 50, (0.5,) * 3).run(pace, 4 * RUN)
+    assert chosen == [0] * RUN + [1] * RUN + [2] * RUN + [3] * RUN
 
 
 def test_the_first_round_of_another_choice_does_not_count() -> None:
@@ -130,6 +133,24 @@ def test_the_first_round_of_another_choice_does_not_count() -> None:
         pace.judged(k, k)
         chosen.append(k)
     assert chosen[100:].count(1) > 0.9 * 300
+
+
+@pytest.mark.parametrize("cold", range(4))
+def test_a_choice_that_was_slow_at_first_is_not_given_up(cold: int) -> None:
+    """What runs for the first time takes longer, whatever it is; here one choice does so throughout its
+    trial."""
+    world, pace, random = World(1, 10, 1, 3, 2, (0.7, 0.6, 0.5)), Pace(3), Random(5)
+    met, chosen = [0] * 4, []
+    for _ in range(2000):
+        k = pace.choose(1)
+        met[k] += 1
+        chosen.append(k)
+        slow = 3 if k == cold and met[k] <= FIRST else 1
+        pace.took(1, k, slow * (world.base + k + (world.first + world.each_guess * k if k else 0)))
+        if k:
+            pace.judged(k, next((j for j in range(k) if random.random() >= world.chance[j]), k))
+    best = max(range(4), key=lambda k: world.fixed(k, 5000, 0))
+    assert chosen[600:].count(best) > 0.8 * len(chosen[600:])
 
 
 def test_fixed_and_none() -> None:

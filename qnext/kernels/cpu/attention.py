@@ -22,6 +22,8 @@ from .attention_job import EXACT, EXACT_BF16, FAST
 from .inputs import float_bits
 from .workspace import Workspace
 
+SHORT = attention_decode.WINDOW  # the longest piece that is answered from a layout
+
 
 class AttentionWeights(NamedTuple):
     """Weights of the norms [D] fp32, zero-centred, and the shape: Q query and G key heads of width D."""
@@ -136,6 +138,13 @@ def store(
     _prepare(kind, projected_TX, weights, row, rotary, paged, 0, workspace)
 
 
+def lay_out(row: Row, heads: tuple[int, int, int], workspace: Workspace) -> tuple[int, int]:
+    """Where the parts of short pieces are laid out, and room for them: both in the workspace."""
+    layout = workspace.take("attention layout", (len(row.table) + 1, 2), torch.int64).numpy()
+    attention_decode.lay_out(row.table, row.first, heads, layout)
+    return layout.ctypes.data, workspace.address("attention parts", int(layout[-1, 1]) * 4)
+
+
 def _prepare(
     kind: int,
     projected_TX: Tensor,
@@ -169,7 +178,7 @@ def _prepare(
         workspace.address("attention heads", numba.get_num_threads() * width * 4),
         out,
     )
-    preparing.run(array("q", job), tokens)
+    workspace.run(preparing, array("q", job), tokens)
     return job
 
 
@@ -192,7 +201,7 @@ def _prefill(
     )
     begin = first // attention_prefill.BLOCK * attention_prefill.BLOCK
     for span in range(begin, piece[1] + piece[2], attention_prefill.SPAN):
-        attention_prefill.answering.run(array("q", (*job, *piece, span, *numbers)), threads)
+        workspace.run(attention_prefill.answering, array("q", (*job, *piece, span, *numbers)), threads)
 
 
 def _decode(
@@ -200,17 +209,17 @@ def _decode(
 ) -> None:
     """Answer the short pieces of a row."""
     table, threads = row.table, numba.get_num_threads()
-    layout = attention_decode.lay_out(table, row.first, shape)
+    layout, parts = lay_out(row, shape, workspace)
     step = attention_decode.scratch_bytes(shape)
     numbers = (
         len(table),
         table.ctypes.data,
-        layout.ctypes.data,
+        layout,
         pages.ctypes.data,
         pages.shape[1],
-        workspace.address("attention parts", int(layout[-1, 1]) * 4),
+        parts,
         workspace.address("attention scores", threads * step),
         step,
         workspace.address("attention tasks", 64),
     )
-    attention_decode.answering.run(array("q", (*job, *numbers)), threads)
+    workspace.run(attention_decode.answering, array("q", (*job, *numbers)), threads)

@@ -22,7 +22,7 @@ import numpy as np
 
 from .activations import exp, sigmoid
 from .attention_job import EXACT, EXACT_BF16, FAST, MORE, read_job, read_short
-from .jit import Task, inline, kernel
+from .jit import inline, kernel
 from .shuffles import pair_bf16, swap_halves, swap_quarters, take, totals, zip_high, zip_low
 from .simd import (
     dot_bf16,
@@ -44,6 +44,7 @@ from .simd import (
     store_i32,
     word,
 )
+from .task import Task
 
 WINDOW = 8  # the longest piece that is answered here
 BLOCK = 256  # keys of a task
@@ -73,11 +74,11 @@ def _part_floats(groups: int, width: int) -> Any:
 
 
 @kernel()
-def lay_out(table: Any, first: int, heads: Any) -> Any:
+def lay_out(table: Any, first: int, heads: Any, found: Any) -> None:
     """For each sequence of the table, and after the last, the number of tasks before it and of floats in
-    their parts [N + 1, 2]. Longer pieces have no task here."""
+    their parts, into `found` [N + 1, 2]. Longer pieces have no task here."""
     query_heads, key_heads, width = heads
-    found = np.zeros((len(table) + 1, 2), np.int64)
+    found[0] = 0
     for n in range(len(table)):
         length, count = table[n, 1], 0
         if length <= WINDOW:
@@ -85,7 +86,6 @@ def lay_out(table: Any, first: int, heads: Any) -> Any:
         groups = key_heads * _groups(length * (query_heads // key_heads))
         found[n + 1, 0] = found[n, 0] + count
         found[n + 1, 1] = found[n, 1] + count * _part_floats(groups, width)
-    return found
 
 
 def scratch_bytes(heads: tuple[int, int, int]) -> int:

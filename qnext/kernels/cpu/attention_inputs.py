@@ -12,8 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from .attention_job import EXACT, FAST, read_job
-from .jit import Task, inline
+from .jit import inline
 from .simd import as_number, fill, fma, load, peek, poke, root, store, store_bf16, total, word
+from .task import Task
 
 
 @inline

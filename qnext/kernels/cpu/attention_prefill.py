@@ -21,7 +21,7 @@ import numpy as np
 
 from .activations import as_int, exp, sigmoid
 from .attention_job import EXACT, FAST, MORE, read_job, read_long
-from .jit import Task, inline
+from .jit import inline
 from .shuffles import take, transpose, zip_high, zip_low
 from .simd import (
     dot_bf16,
@@ -45,6 +45,7 @@ from .simd import (
     total,
     word,
 )
+from .task import Task
 
 BLOCK = 512  # keys of a block: their panels, of one key head, fit in the second cache
 SPAN = 4 * BLOCK  # keys that are in panels at once

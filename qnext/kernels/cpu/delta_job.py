@@ -15,7 +15,7 @@ from .jit import inline, reader
 from .simd import word
 
 LINE = 64
-TABLE, SAVE = 48, 24  # bytes of a row of `Row.table` and `Row.saves`
+TABLE, SAVE = 48, 24  # bytes of a row of `Row.table` and `Row.save_table`
 
 
 class Shape(NamedTuple):
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
 class Job(NamedTuple):
     """All of a call: the layer's shape, then numbers, addresses, and pitches in bytes. `eps` is the bits of a
     float, `state` is 0 without caches, `half` tells that elements are bf16. `table` is `Row.table`, `saves`
-    `Row.saves`."""
+    `Row.save_table`."""
 
     key_heads: int
     key_width: int

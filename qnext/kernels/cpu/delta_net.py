@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from ..ops import DeltaCache, Row
-from .delta_job import Job, Shape, desk_size
+from .delta_job import Shape, desk_size
 from .delta_piece import pieces
-from .jit import Task
+from .task import Task
 from .workspace import Workspace
 
 
@@ -86,7 +86,7 @@ MOST = numba.config.NUMBA_NUM_THREADS
 KINDS = {torch.float32, torch.bfloat16}
 NO_CACHES = (0,) * 9
 INT64 = np.dtype(np.int64)
-FIELDS, TABLE, SAVES = len(Job._fields), Job._fields.index("table"), Job._fields.index("saves")
+NO_SAVES = np.empty((0, 3), np.int64)
 
 
 def delta_net(
@@ -106,9 +106,9 @@ def delta_net(
     shape, tokens, table = weights.shape, projected_TX.shape[0], row.table
     values, size = shape.value_heads * shape.value_width, desk_size(shape)
     workspace = workspace or Workspace()
-    places = table.tobytes()
-    assert table.dtype == INT64 and len(places) == 48 * len(row.lengths) and sum(row.lengths) == tokens
-    saves = row.saves if cache is not None else ()
+    assert table.dtype == INT64 and table.shape == (len(row.lengths), 6) and sum(row.lengths) == tokens
+    saves = row.save_table if cache is not None else NO_SAVES
+    assert saves.dtype == INT64 and table.flags.c_contiguous and saves.flags.c_contiguous
     job = array(
         "q",
         (
@@ -124,16 +124,11 @@ def delta_net(
             size,
             len(row.lengths),
             len(saves),
-            0,
-            0,
+            table.ctypes.data,
+            saves.ctypes.data,
         ),
     )
-    job.frombytes(places)
-    job.extend([number for save in saves for number in save])
-    begin = job.buffer_info()[0]
-    job[TABLE] = begin + 8 * FIELDS
-    job[SAVES] = job[TABLE] + len(places)
-    task.run(job, len(row.lengths) * shape.key_heads)
+    workspace.run(task, job, len(row.lengths) * shape.key_heads)
     return out_TX
 
 

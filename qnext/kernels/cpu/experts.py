@@ -20,9 +20,10 @@ from ..packed import ROWS, Packed
 from .activations import silu
 from .dot import dot
 from .inputs import Inputs, quantise_row
-from .jit import Task, inline, reader
+from .jit import inline, reader
 from .linear import Matrix
 from .simd import copy, fill, fma, load, peek, peek_i32, poke, poke_i32, poke_word, spread, store, word
+from .task import Task
 from .tiles import desk_size, tiled
 from .workspace import Workspace
 
@@ -86,7 +87,7 @@ def choose(
     )
     scores = logits_TR.data_ptr(), 4 * logits_TR.shape[1]
     numbers = (tokens, *scores, experts, top_k, picks, normalise, *(each.data_ptr() for each in choice))
-    choosing.run(array("q", numbers), 1 if tokens < FEW else tokens)
+    workspace.run(choosing, array("q", numbers), 1 if tokens < FEW else tokens)
     return choice
 
 
@@ -138,7 +139,7 @@ def mix(
         out_TH.data_ptr(),
         desks,
     )
-    _mixture(down.bits, coded).run(array("q", numbers), threads)
+    workspace.run(_mixture(down.bits, coded), array("q", numbers), threads)
     return out_TH
 
 

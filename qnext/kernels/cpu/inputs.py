@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .jit import Task, inline, reader
+from .jit import inline, reader
 from .simd import (
     absolute,
     as_number,
@@ -33,6 +33,7 @@ from .simd import (
     total,
     total_i32,
 )
+from .task import Task
 from .workspace import Workspace
 
 ONE, ZERO = np.float32(1), np.float32(0)
@@ -76,7 +77,7 @@ def prepare_row(source, t):  # type: ignore[no-untyped-def]
     is used as it is), and as codes where `group` is not 0."""
     row = source.x + t * source.step
     if source.floats != 0:
-        to = source.floats + 4 * t * source.width
+        to = source.floats + t * source.floats_step
         if source.norm != 0:
             normalise_row(row, source.columns, source.norm, as_number(source.eps), to)
         else:
@@ -92,8 +93,8 @@ def prepare_row(source, t):  # type: ignore[no-untyped-def]
 
 
 class Source(NamedTuple):
-    """Addresses of rows, `step` bytes apart, and of what is to be made of them; 0 for what is not there.
-    `eps` is the bits of a float."""
+    """Addresses of rows, `step` bytes apart, and of what is to be made of them, fp32 `floats_step` bytes
+    apart; 0 for what is not there. `eps` is the bits of a float."""
 
     x: int
     step: int
@@ -103,6 +104,7 @@ class Source(NamedTuple):
     eps: int
     group: int
     floats: int
+    floats_step: int
     codes: int
     scales: int
     sums: int
@@ -173,7 +175,7 @@ class Inputs:
             floats = 0 if as_is else self.floats.data_ptr()
             step, bits = 4 * x_TH.stride(0), float_bits(eps)
             self._source = Source(
-                x_TH.data_ptr(), step, columns, width, weight, bits, group, floats, *codes, tokens
+                x_TH.data_ptr(), step, columns, width, weight, bits, group, floats, 4 * width, *codes, tokens
             )
 
     def pending(self) -> Source:
@@ -185,5 +187,5 @@ class Inputs:
         """The same, made by now."""
         source = self.pending()
         if source.x:
-            prepare_rows.run(array("q", source), self.tokens)
+            self.workspace.run(prepare_rows, array("q", source), self.tokens)
         return self

@@ -17,9 +17,11 @@ from torch import Tensor
 from ..packed import ROWS, Packed
 from .dot import dot
 from .inputs import Inputs, Source, float_bits, prepare_rows, prepare_share
-from .jit import Task, reader
+from .jit import reader
 from .simd import load, store
+from .task import Task
 from .tiles import desk_size, tiled
+from .workspace import Workspace
 
 BLOCK = 256  # tokens whose rows stay in a core's cache while the weights go by
 
@@ -69,19 +71,21 @@ def linear(inputs: Inputs, weight: Matrix, out_TN: Tensor, *, add: Tensor | None
         more_step,
         desks,
     )
-    _product(weight.bits, coded).run(array("q", (*source, *numbers)), weight.blocks, 0 if source.x else 1)
+    job, done = array("q", (*source, *numbers)), not source.x
+    inputs.workspace.run(_product(weight.bits, coded), job, weight.blocks, int(done))
     return out_TN
 
 
-def normalise(x_TH: Tensor, norm: Tensor, eps: float, out_TH: Tensor) -> Tensor:
-    """Zero-centred RMS norm of rows [T, H] fp32 into `out`."""
+def normalise(x_TH: Tensor, norm: Tensor, eps: float, out_TH: Tensor, workspace: Workspace) -> Tensor:
+    """Zero-centred RMS norm of rows [T, H] fp32 into `out`, whose rows may lie apart."""
     tokens, columns = x_TH.shape
     assert x_TH.dtype == out_TH.dtype == norm.dtype == torch.float32 and columns % 16 == 0
-    assert x_TH.stride(1) == 1 and out_TH.shape == x_TH.shape and out_TH.is_contiguous()
+    assert x_TH.stride(1) == out_TH.stride(1) == 1 and out_TH.shape == x_TH.shape
     assert norm.stride() == (1,) and len(norm) == columns
     x, weight, out = (tensor.data_ptr() for tensor in (x_TH, norm, out_TH))
-    source = Source(x, 4 * x_TH.stride(0), columns, columns, weight, float_bits(eps), 0, out, 0, 0, 0, tokens)
-    prepare_rows.run(array("q", source), tokens)
+    steps, bits = (4 * x_TH.stride(0), 4 * out_TH.stride(0)), float_bits(eps)
+    source = Source(x, steps[0], columns, columns, weight, bits, 0, out, steps[1], 0, 0, 0, tokens)
+    workspace.run(prepare_rows, array("q", source), tokens)
     return out_TH
 
 

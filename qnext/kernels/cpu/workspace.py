@@ -6,18 +6,25 @@ Invariant: a piece starts at a multiple of 64 bytes and stays where it is until 
 
 from __future__ import annotations
 
+from array import array
 from math import prod
 
 import torch
 from torch import Tensor
 
+from .task import Task
+from .team import Team
+
 LINE = 64
 
 
 class Workspace:
-    """Pieces of memory by name."""
+    """Pieces of memory by name; `moves` counts how often one was made or made larger. Kernels are run through
+    here, by its `team`, so that a `Tape` can have their `calls`: each with the job that it points to."""
 
     def __init__(self) -> None:
+        self.team, self.moves = Team(), 0
+        self.calls: list[tuple[array[int], array[int]]] | None = None
         self._pieces: dict[str, tuple[int, int, Tensor]] = {}  # address, bytes, what owns them
         self._tensors: dict[str, Tensor] = {}
 
@@ -28,6 +35,7 @@ class Workspace:
             memory = torch.empty(size + LINE, dtype=torch.uint8)
             begin = -(-memory.data_ptr() // LINE) * LINE
             self._pieces[name] = found = (begin, size, memory)
+            self.moves += 1
         return found[0]
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -41,3 +49,10 @@ class Workspace:
         first = begin - memory.data_ptr()
         found = self._tensors[name] = memory[first : first + size].view(dtype).view(shape)
         return found
+
+    def run(self, task: Task, job: array[int], most: int, first: int = 0) -> None:
+        """All phases of a task from `first` on: see `Task.calls`."""
+        calls = task.calls(job, most, first)
+        self.team.run(calls)
+        if self.calls is not None:
+            self.calls.append((calls, job))

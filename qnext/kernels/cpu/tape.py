@@ -1,0 +1,60 @@
+"""Tapes: what a pass through a network called, so that the next one like it need not be thought of again.
+
+A step of one token is some fifty calls, and Python takes longer to prepare one than a small network to carry
+it out. Where all that they are told lies where it lay before, they can be made again as they were. Twin: the
+pass itself. Invariant: what is played is what the pass would have called.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Hashable
+from typing import Any, Generic, NamedTuple, TypeVar
+from weakref import ref
+
+from .workspace import Workspace
+
+T = TypeVar("T")
+
+
+class Tape(NamedTuple, Generic[T]):
+    """Calls with the jobs they point to, and what the pass returned; `moves` of the workspace by then."""
+
+    calls: array[int]
+    jobs: list[array[int]]
+    result: T
+    moves: int
+    owner: ref[Any]
+
+
+class Tapes:
+    """The tapes of a workspace."""
+
+    MOST = 64  # of about 20 KB each
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._tapes: dict[tuple[int, Hashable], Tape[Any]] = {}
+
+    def run(self, key: Hashable, owner: object, make_pass: Callable[[], T]) -> T:
+        """`make_pass()`, or its calls once more if it was made with this key before.
+
+        All that it passes to kernels besides the workspace's memory and the weights must be `owner`'s, or in
+        the key; and it must do nothing else. Its result is to lie in the workspace.
+        """
+        workspace, place = self._workspace, (id(owner), key)
+        tape = self._tapes.get(place)
+        if tape is not None and tape.moves == workspace.moves and tape.owner() is owner:
+            workspace.team.run(tape.calls)
+            return tape.result  # type: ignore[no-any-return]
+        moves, workspace.calls = workspace.moves, []
+        try:
+            result, made = make_pass(), workspace.calls
+        finally:
+            workspace.calls = None
+        if workspace.moves == moves:  # else the first calls may be about memory that is there no more
+            if len(self._tapes) == self.MOST:
+                self._tapes.clear()
+            calls = array("q", [number for some, _ in made for number in some])
+            self._tapes[place] = Tape(calls, [job for _, job in made], result, moves, ref(owner))
+        return result

@@ -1,0 +1,88 @@
+"""The surroundings of a forward on packed weights, and its rows as inputs of products.
+
+Made by `packed_network`, used by `packed_layers`. Invariant: all that kernels are told of lies in the
+workspace, the weights and the caches, so that calls of a step that was laid down can be made again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qnext.kernels.cpu.inputs import Inputs
+from qnext.kernels.cpu.linear import Matrix, linear, normalise
+from qnext.kernels.cpu.workspace import Workspace
+
+from .layers import Routing
+from .packing import Packing
+
+
+@dataclass(frozen=True, eq=False)
+class PackedStep:
+    """One forward's surroundings: see `layers.Step`. With `coded`, inputs of quantised matrices are rounded
+    to 8 bits; else all products are exact."""
+
+    packing: Packing
+    rotary: tuple[Tensor, Tensor]
+    workspace: Workspace
+    coded: bool
+    routing: Routing | None = None
+
+    def product(self, inputs: Rows, weight: Matrix, out: str | Tensor, add: Tensor | None = None) -> Tensor:
+        """`inputs @ weight.T` (+ `add`) in `out`, or a buffer of that name -> [T, rows of whole blocks]."""
+        if isinstance(out, str):
+            out = self.workspace.take(out, (len(inputs.x), weight.columns), torch.float32)
+        return linear(inputs.ready(weight), weight, out, add=add)
+
+    def normed(self, x_TH: Tensor, norm: Tensor, eps: float, out_TH: Tensor | None = None) -> Tensor:
+        """Rows normalised, in `out` or a buffer."""
+        out = self.workspace.take("normed", tuple(x_TH.shape), torch.float32) if out_TH is None else out_TH
+        return normalise(x_TH, norm, eps, out, self.workspace)
+
+    def rows(self, x_TH: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> Rows:
+        return Rows(x_TH, self.workspace, self.coded, norm, eps)
+
+
+class Rows:
+    """Rows [T, H] that several matrices take as input, each as it wants them. Where one wants codes, ask for
+    it first: the others then share what is made for it."""
+
+    def __init__(
+        self, x_TH: Tensor, workspace: Workspace, coded: bool, norm: Tensor | None = None, eps: float = 0.0
+    ) -> None:
+        self.x, self._workspace, self._coded, self._norm, self._eps = x_TH, workspace, coded, norm, eps
+        self._made: dict[int, Inputs] = {}
+
+    def ready(self, weight: Matrix) -> Inputs:
+        """The rows as this matrix wants them; the first product that reads them makes them."""
+        group = weight.group if self._coded and weight.bits < 16 else 0
+        found = self._made.get(weight.width)
+        if found is None or group not in (0, found.group):
+            name = f"rows {len(self._made)}"
+            found = Inputs(
+                self.x, weight.width, group, self._workspace, norm=self._norm, eps=self._eps, name=name
+            )
+            self._made[weight.width] = found
+        return found
+
+
+def lay_down(packing: Packing, workspace: Workspace) -> Packing:
+    """The same packing, its arrays in the workspace: they lie where those of the last one of these sizes
+    lay. Pages have room for up to twice as many, so that a sequence rarely changes the sizes."""
+    assert packing.pages is not None and packing.cells is not None
+    count, most = packing.pages.shape
+    pages = put(workspace, "pages", packing.pages, (count, 1 << (most - 1).bit_length()))
+    laid = replace(packing, pages=pages, cells=put(workspace, "cells", packing.cells))
+    for name in ("table", "save_table"):  # cached properties: found as if they had been asked for before
+        table = put(workspace, name, torch.from_numpy(getattr(packing, name)))
+        laid.__dict__[name] = table.numpy()
+    return laid
+
+
+def put(workspace: Workspace, name: str, tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """A copy in the workspace, perhaps in the corner of something larger."""
+    place = workspace.take(name, shape or tuple(tensor.shape), tensor.dtype)
+    (place if shape is None else place[:, : tensor.shape[1]]).copy_(tensor)
+    return place
