@@ -1,9 +1,10 @@
 """The contract of the kernels: what a backend offers, with shapes. `reference` defines what each must
 compute.
 
-Called by `model`'s layers through `select.backend`. Legend: T tokens of the row, N sequences, H hidden size,
-Q/G query and KV heads of width D, K/V key and value heads of width C and U of the delta rule, E experts, I
-their width, P pages of B cells, S slots, W width of the convolution, D the most tokens drafted at once.
+Called by `model`'s layers through `select.backend`. Legend: T tokens of the row, N sequences, H hidden
+size, Q/G query and KV heads of width D, K/V key and value heads of width C and U of the delta rule, E
+experts, I their width, P pages of B cells, S slots, W width of the convolution, D the most tokens drafted
+at once, R rows of logits over a vocabulary of V.
 """
 
 from __future__ import annotations
@@ -169,4 +170,12 @@ class Ops(Protocol):
 
     def swiglu(self, x_TH: Tensor, gate_up_2IH: Tensor, down_HI: Tensor) -> Tensor:
         """down @ (silu(gate @ x) * (up @ x)) -> [T, H]."""
+        ...
+
+    def cross_entropy(
+        self, logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor, z_weight: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """-log softmax(logits)[target] fp32, squared log-sums of exp(logits) fp32, and top tokens int64, each
+        [R]. In the place of the logits is then the gradient of weight * (the first + z_weight * the second).
+        """
         ...

@@ -30,7 +30,13 @@ def backend_names(device: str) -> tuple[str, ...]:
 
 @cache
 def backend(device: str) -> Ops:
-    """The ops for a device type ("cpu", "cuda")."""
+    """The ops for a device type ("cpu", "cuda") of a network that is not packed: of `training` where they are
+    for it, else of `reference`."""
     from . import reference
 
-    return cast(Ops, SimpleNamespace(**{name: getattr(reference, name) for name in OPS}))
+    found = {name: getattr(reference, name) for name in OPS}
+    if packs(device):
+        from . import training
+
+        found.update((name, getattr(training, name)) for name in training.__all__)
+    return cast(Ops, SimpleNamespace(**found))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qnext.kernels.select import backend
 from qnext.model.layers import Routing
 from qnext.model.packing import Packing
 from qnext.model.qwen3_next import Qwen3Next
@@ -187,7 +188,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        matrix = head.to(dtype)
+        matrix, ops = head.to(dtype), backend(device)
         learns = any(ctx.needs_input_grad[:2])
         loss, z = (hidden.new_zeros((), dtype=torch.float32) for _ in range(2))
         top = torch.empty_like(targets)
@@ -195,23 +196,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head_grad = torch.zeros_like(head) if learns else None
         for start in range(0, len(targets), ROWS_PER_CHUNK):
             rows = slice(start, start + ROWS_PER_CHUNK)
-            x, target, weight = hidden[rows].to(dtype), targets[rows, None], weights[rows].float()
-            logits = (x @ matrix.T).float()
-            peak, place = logits.max(dim=1, keepdim=True)
-            top[rows] = place.squeeze(1)
-            logits -= peak
-            aimed = logits.gather(1, target)
-            mass = logits.exp_().sum(dim=1, keepdim=True)
-            loss += ((mass.log() - aimed).squeeze(1) * weight).sum()
-            pull = weight[:, None]  # d (loss + z_weight * z) / d log-sum
+            x, weight = hidden[rows].to(dtype), weights[rows].float()
+            slope = x @ matrix.T
+            losses, squares, top[rows] = ops.cross_entropy(slope, targets[rows], weight, z_weight)
+            loss += (losses * weight).sum()
             if z_weight:
-                log_sum = mass.log() + peak
-                z += (log_sum.square().squeeze(1) * weight).sum()
-                pull = pull * (1 + 2 * z_weight * log_sum)
+                z += (squares * weight).sum()
             if hidden_grad is None or head_grad is None:
                 continue
-            slope = logits.mul_(pull / mass)  # d (loss + z_weight * z) / d logits
-            slope = slope.scatter_add_(1, target, -weight[:, None]).to(dtype)
             hidden_grad[rows] = slope @ matrix
             head_grad += slope.T @ x
         if learns:

@@ -114,6 +114,7 @@ class Recipe:
     save_every_minutes: float = 5.0
     log_every: int = 10  # steps
     eval_every: int = 100  # steps
+    tensorboard: bool = False  # metrics as event files too
 
     def __post_init__(self) -> None:
         if self.init and self.model:

@@ -91,7 +91,7 @@ class Trainer:
         self.lowest = math.inf  # loss reported so far
         self.output = recipe.output
         self.output.mkdir(parents=True, exist_ok=True)
-        self.metrics = MetricsFile(self.output)
+        self.metrics = MetricsFile(self.output, tensorboard=recipe.tensorboard and self.mesh.leads)
         self._start()
 
     def run(self, progress: Callable[[int, Metrics], None] | None = None) -> Path | None:

@@ -6,16 +6,19 @@ import inspect
 
 import pytest
 
-from qnext.kernels import reference
+from qnext.kernels import reference, training
 from qnext.kernels.ops import Ops
 from qnext.kernels.select import OPS, backend
 
 
-def test_a_backend_has_every_op() -> None:
-    assert set(OPS) == set(reference.__all__)
-    ops = backend("cpu")
+@pytest.mark.parametrize("device,asked", [("cpu", "cpu"), ("cpu", "reference"), ("cuda", "cpu")])
+def test_a_backend_has_every_op(device: str, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(OPS) == set(reference.__all__) > set(training.__all__)
+    monkeypatch.setenv("QNEXT_KERNELS", asked)
+    ops = backend.__wrapped__(device)
+    learning = training.__all__ if (device, asked) == ("cpu", "cpu") else ()
     for name in OPS:
-        assert getattr(ops, name) is getattr(reference, name)
+        assert getattr(ops, name) is getattr(training if name in learning else reference, name)
 
 
 def test_a_backend_is_decided_once() -> None:
@@ -25,4 +28,6 @@ def test_a_backend_is_decided_once() -> None:
 @pytest.mark.parametrize("name", OPS)
 def test_arguments_are_those_of_the_contract(name: str) -> None:
     contract = list(inspect.signature(getattr(Ops, name)).parameters)
-    assert list(inspect.signature(getattr(reference, name)).parameters) == contract[1:]
+    for package in (reference, training):
+        if name in package.__all__:
+            assert list(inspect.signature(getattr(package, name)).parameters) == contract[1:]

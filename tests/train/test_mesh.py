@@ -90,7 +90,7 @@ def test_equals_one_process(toy: Recipe, tmp_path: Path, mesh: MeshSettings) -> 
     assert len(gradients[0]) > 40
     close(*gradients, limit=1e-5)
     # Newton-Schulz works in bfloat16, where the smallest difference may round another way
-    close(weights(many.output), weights(toy.output), limit=1e-2)
+    close(weights(many.output), weights(toy.output), limit=2e-2)
     for found, wanted in zip(MetricsFile(many.output).read(), MetricsFile(toy.output).read(), strict=True):
         for name in ("tokens", "nll", "mtp_nll_2", "z", "router", "gradient_norm", "busiest_expert"):
             assert found[name] == pytest.approx(wanted[name], rel=1e-3), name
@@ -105,7 +105,7 @@ def test_a_run_goes_on_on_another_mesh(toy: Recipe, tmp_path: Path) -> None:
         assert on_mesh(part) == [0] * mesh.size
     whole_run = replace(toy, output=tmp_path / "flat", schedule=replace(toy.schedule, decay_fraction=0.0))
     learn(whole_run)
-    close(weights(cut.output), weights(whole_run.output), limit=1e-2)
+    close(weights(cut.output), weights(whole_run.output), limit=2e-2)
     found, wanted = (MetricsFile(each.output).read() for each in (cut, whole_run))
     assert [line["nll"] for line in found] == pytest.approx([line["nll"] for line in wanted], rel=1e-3)
 

@@ -28,11 +28,13 @@ PLAIN: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
 
 
 @cache
-def folder() -> Path:
-    """Where compiled kernels are kept: `QNEXT_KERNEL_CACHE`, or in the user's cache folder. Numba itself
-    looks only at the file of the outermost function, so the sources of all are part of the name."""
+def folder(package: Path | None = None) -> Path:
+    """Where the compiled kernels of a package (None: this one) are kept: in `QNEXT_KERNEL_CACHE`, or in the
+    user's cache folder. Numba itself looks only at the file of the outermost function, so the sources of all
+    that it may have called are part of the name."""
     digest = blake2b(digest_size=8)
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for path in sorted(path for source in {here, package or here} for path in source.glob("*.py")):
         digest.update(path.read_bytes())
     digest.update(f"{isa.level()} {isa.has_bf16()} {numba.__version__}".encode())
     home = os.environ.get("QNEXT_KERNEL_CACHE") or platformdirs.user_cache_path("qnext") / "kernels"
@@ -55,23 +57,27 @@ def warn_of_slow_threads() -> None:
 
 
 @contextmanager
-def kept() -> Iterator[None]:
-    """What is decorated here is cached in `folder`."""
+def kept(package: Path | None = None) -> Iterator[None]:
+    """What is decorated here is cached in the package's `folder`."""
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(folder())
+    numba.config.CACHE_DIR = str(folder(package))
     try:
         yield
     finally:
         numba.config.CACHE_DIR = before
 
 
-def kernel(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile a function when it is first called, once for each set of argument types."""
+def kernel(
+    *, parallel: bool = False, fastmath: frozenset[str] = frozenset()
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a function when it is first called, once for each set of argument types. `fastmath`: liberties
+    that LLVM may take with floats."""
+    options: dict[str, Any] = {**PLAIN, "fastmath": set(fastmath)}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        with kept():
+        with kept(Path(function.__code__.co_filename).parent):
             compiled: Callable[..., Any] = numba.njit(
-                function, cache=True, parallel=parallel, nogil=True, **PLAIN
+                function, cache=True, parallel=parallel, nogil=True, **options
             )
         return compiled
 

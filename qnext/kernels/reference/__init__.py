@@ -4,6 +4,7 @@ clarity.
 
 from .attention import attention, store
 from .convolution import causal_conv
+from .cross_entropy import cross_entropy
 from .delta_rule import gated_delta_rule
 from .experts import experts, route, swiglu
 from .norm import gated_rms_norm, rms_norm
@@ -12,6 +13,7 @@ from .rotary import rotate
 __all__ = [
     "attention",
     "causal_conv",
+    "cross_entropy",
     "experts",
     "gated_delta_rule",
     "gated_rms_norm",

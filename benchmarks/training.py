@@ -1,0 +1,287 @@
+"""Training beside `transformers` and its Trainer: the same shape, weights, tokens and precision, step by step
+in turn.
+
+    python -m benchmarks.training [--steps 7] [--threads 1] [--dtypes bfloat16 float32]
+        [--documents mixed even] [--peers eager-padded grouped_mm-padded grouped_mm-flattened]
+        [--allocators glibc jemalloc]
+
+The shape is that of the embedded models; a step has 4,096 random tokens, in documents of 60 to 400 tokens
+("mixed") or of 256 ("even": a peer that pads has nothing to pad). One process measures one allocator,
+precision and kind of documents; after each of a peer's steps come two of ours, without and with the MTP
+loss, which the peer never has. A peer is an implementation of experts with a collation: "padded" is right,
+"flattened" is faster and lets the delta rule run on from one document into the next, on a CPU. Both sides
+clip; the peer has AdamW (fused), we have Muon and AdamW. jemalloc is preloaded, and keeps what is freed.
+Prints one JSON line a peer: medians of seconds and tokens a second, and how many times as fast ours is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes.util
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from random import Random
+from statistics import median
+from typing import Any
+
+import torch
+
+from qnext.model.config import ModelConfig
+from qnext.model.qwen3_next import Qwen3Next
+from qnext.train import trainer
+from qnext.train.batch import Batch
+from qnext.train.mixture import DataSpec, Part
+from qnext.train.recipe import LossSettings, Recipe, Schedule
+
+from .peers import process
+
+TOKENIZER = process.ROOT / "qnext/models/tiny-base"
+WARM_UP = 2  # steps
+PEERS = ("eager-padded", "grouped_mm-padded", "grouped_mm-flattened")
+JEMALLOC = {"MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is measured: `documents` is "mixed" or "even", `shape` fields of config.json."""
+
+    shape: dict[str, Any]
+    documents: str = "mixed"
+    dtype: str = "bfloat16"
+    tokens: int = 4096
+    steps: int = 7
+    threads: int = 1
+
+    def row(self, step: int) -> list[list[int]]:
+        """The documents of a step."""
+        random, lengths = Random(step), list[int]()
+        while sum(lengths) < self.tokens:
+            length = random.randint(60, 400) if self.documents == "mixed" else 256
+            lengths.append(min(length, self.tokens - sum(lengths)))
+        return [[random.randrange(self.shape["vocab_size"]) for _ in range(length)] for length in lengths]
+
+
+@dataclass
+class Rows:
+    """The same documents as a source of our trainer."""
+
+    load: Load
+    step: int = 0
+
+    def next(self) -> Batch:
+        documents = self.load.row(self.step)
+        self.step += 1
+        weights = torch.cat([(torch.arange(len(each)) > 0).float() for each in documents])
+        return Batch(torch.tensor([*chain(*documents)]), weights, tuple(map(len, documents)))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+
+
+@dataclass
+class Side:
+    """Seconds of one side's steps, and of their forwards and backwards alone."""
+
+    seconds: list[float] = field(default_factory=list)
+    learning: list[float] = field(default_factory=list)
+
+    def line(self, tokens: int) -> dict[str, float]:
+        kept = median(self.seconds[WARM_UP:])
+        return {
+            "tokens_per_second": round(tokens / kept, 1),
+            "seconds": round(kept, 4),
+            "optimiser_seconds": round(kept - median(self.learning[WARM_UP:]), 4),
+        }
+
+
+class Ours:
+    """Our trainer on a checkpoint, with a weight of the MTP loss."""
+
+    def __init__(self, checkpoint: Path, output: Path, load: Load, mtp: float) -> None:
+        trainer.open_source = lambda *_: Rows(load)  # type: ignore[attr-defined]
+        recipe = Recipe(
+            name="ours",
+            output=output,
+            tokenizer=TOKENIZER,
+            init=checkpoint,
+            schedule=Schedule(steps=10**6),
+            data=DataSpec((Part("chat", 1.0),)),
+            loss=LossSettings(mtp_start=mtp, mtp_end=mtp),
+            dtype=load.dtype,  # type: ignore[arg-type]
+            threads=load.threads,
+        )
+        self.trainer, self.side = trainer.Trainer(recipe), Side()
+        self._step, self.trainer.optimizer.step = self.trainer.optimizer.step, self._noted  # type: ignore[method-assign]
+
+    def step(self) -> None:
+        torch.set_flush_denormal(True)  # as our trainer has it; the peer's has not
+        self._begun = time.perf_counter()
+        self.trainer._train_step(trainer.loss.Tally())
+        self.side.seconds.append(time.perf_counter() - self._begun)
+        torch.set_flush_denormal(False)
+
+    def _noted(self, lr_scale: float) -> float:
+        self.side.learning.append(time.perf_counter() - self._begun)
+        return self._step(lr_scale)
+
+
+def peer(name: str, checkpoint: Path, output: Path, load: Load, ours: list[Ours]) -> Side:
+    """Train with `transformers`; after each of its steps each of ours takes one."""
+    import transformers
+
+    experts, collation = name.split("-")
+    side = Side()
+
+    class Turns(transformers.TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.begun = time.perf_counter()
+
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            side.learning.append(time.perf_counter() - self.begun)
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            side.seconds.append(time.perf_counter() - self.begun)
+            for each in ours:
+                each.step()
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(output),
+        use_cpu=True,
+        bf16=load.dtype == "bfloat16",
+        max_steps=load.steps + WARM_UP,
+        per_device_train_batch_size=1,
+        optim="adamw_torch_fused",
+        learning_rate=1e-3,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    model = transformers.Qwen3NextForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.float32, experts_implementation=experts
+    )
+    rows = [load.row(step) for step in range(load.steps + WARM_UP)]
+    transformers.Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=COLLATIONS[collation],
+        callbacks=[Turns()],
+    ).train()
+    return side
+
+
+def padded(batch: list[list[list[int]]]) -> dict[str, torch.Tensor]:
+    """A step's documents as rows of one length."""
+    (documents,) = batch
+    longest = max(map(len, documents))
+    ids = torch.tensor([each + [0] * (longest - len(each)) for each in documents])
+    mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in documents])
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def flattened(batch: list[list[list[int]]]) -> dict[str, torch.Tensor]:
+    """A step's documents in one row, as `transformers` packs them."""
+    from transformers import DataCollatorWithFlattening
+
+    found: dict[str, torch.Tensor] = DataCollatorWithFlattening()(
+        [{"input_ids": each, "labels": each} for each in batch[0]]
+    )
+    return found
+
+
+COLLATIONS = {"padded": padded, "flattened": flattened}
+
+
+def measure(load: Load, peers: list[str]) -> list[dict[str, Any]]:
+    """A line for each peer."""
+    import transformers
+
+    torch.set_num_threads(load.threads)
+    lines = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "weights"
+        torch.manual_seed(0)
+        Qwen3Next(ModelConfig.from_dict(load.shape, mtp_layers=1)).save_pretrained(checkpoint)
+        for name in peers:
+            ours = [Ours(checkpoint, Path(folder) / f"{name}-{mtp}", load, mtp) for mtp in (0.0, 0.3)]
+            torch.set_flush_denormal(False)
+            other = peer(name, checkpoint, Path(folder) / name, load, ours).line(load.tokens)
+            plain, with_mtp = (each.side.line(load.tokens) for each in ours)
+            lines.append(
+                {
+                    "peer": name,
+                    "transformers": transformers.__version__,
+                    "theirs": other,
+                    "ours": plain,
+                    "ours_with_mtp": with_mtp,
+                    "ratio": round(other["seconds"] / plain["seconds"], 2),
+                    "ratio_with_mtp": round(other["seconds"] / with_mtp["seconds"], 2),
+                }
+            )
+    return lines
+
+
+def embedded_shape() -> dict[str, Any]:
+    """That of the embedded models."""
+    config: dict[str, Any] = json.loads((TOKENIZER / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def child(words: list[str]) -> None:
+    documents, dtype, steps, threads, *peers = words
+    load = Load(embedded_shape(), documents, dtype, steps=int(steps), threads=int(threads))
+    with contextlib.redirect_stdout(sys.stderr):  # the peer's Trainer prints its own
+        lines = measure(load, peers)
+    for line in lines:
+        print(json.dumps(line))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--documents", nargs="+", default=["mixed", "even"])
+    parser.add_argument("--peers", nargs="+", default=PEERS)
+    parser.add_argument("--allocators", nargs="+", default=["glibc", "jemalloc"])
+    given = parser.parse_args()
+    library = ctypes.util.find_library("jemalloc")
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True, cwd=process.ROOT).stdout.strip()
+    common = {"benchmark": "training", "device": platform.processor() or platform.machine(), "commit": commit}
+    for allocator in given.allocators:
+        environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(given.threads)}
+        if allocator == "jemalloc":
+            if not library:
+                print(json.dumps({**common, "allocator": allocator, "skipped": "jemalloc is not installed"}))
+                continue
+            environment |= {**JEMALLOC, "LD_PRELOAD": library}
+        for dtype in given.dtypes:
+            for documents in given.documents:
+                words = [sys.executable, "-m", "benchmarks.training", "--child", documents, dtype]
+                words += [str(given.steps), str(given.threads), *given.peers]
+                ended = process.run(words, environment, timed=True)
+                about = {**common, "allocator": allocator, "dtype": dtype, "documents": documents}
+                about |= {"threads": given.threads, "steps": given.steps}
+                for line in ended.lines or [{"error": ended.complaint}]:
+                    print(json.dumps({**about, **line}), flush=True)
+
+
+if __name__ == "__main__":
+    child(sys.argv[2:]) if sys.argv[1:2] == ["--child"] else main()
