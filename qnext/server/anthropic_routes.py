@@ -5,21 +5,20 @@ Mounted by `app` under `/apps/anthropic/v1`, and where Anthropic's SDK asks a se
 
 from __future__ import annotations
 
-from typing import Any
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from . import anthropic, anthropic_reply
 from .envelope import request_id
-from .errors import no_model
 from .gate import ANTHROPIC_BASE, Gate, json_response, model_name
+from .model_routes import ModelRoutes
 
 
 class AnthropicRoutes:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
+        self._models = ModelRoutes(gate, anthropic_reply.model_entry, anthropic_reply.model_list)
 
     def routes(self) -> list[Route]:
         return [
@@ -31,8 +30,7 @@ class AnthropicRoutes:
                     Route(base + "/v1/messages/count_tokens", self.count, methods=["POST"]),
                 )
             ),
-            Route(ANTHROPIC_BASE + "/v1/models", self.models, methods=["GET"]),
-            Route(ANTHROPIC_BASE + "/v1/models/{name:path}", self.model, methods=["GET"]),
+            *self._models.routes(ANTHROPIC_BASE + "/v1"),
         ]
 
     async def messages(self, request: Request) -> Response:
@@ -49,19 +47,3 @@ class AnthropicRoutes:
         prompt = anthropic.read_prompt(body, self._gate.service.rules(name))
         ids = await self._gate.service.encode(name, prompt, anthropic.offered_tools(body))
         return json_response({"input_tokens": len(ids)})
-
-    async def models(self, request: Request) -> Response:
-        self._gate.key(request)
-        return json_response(anthropic_reply.model_list(self._entries()))
-
-    async def model(self, request: Request) -> Response:
-        self._gate.key(request)
-        name = request.path_params["name"]
-        for entry in self._entries():
-            if entry["id"] == name:
-                return json_response(entry)
-        raise no_model(name)
-
-    def _entries(self) -> list[dict[str, Any]]:
-        names = self._gate.service.names()
-        return [anthropic_reply.model_entry(name, served.name, served.created) for name, served in names]

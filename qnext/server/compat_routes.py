@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,14 +14,15 @@ from starlette.routing import Route
 
 from . import openai, openai_completions
 from .envelope import request_id
-from .errors import no_model
 from .exchange import ChatRequest, Reply
-from .gate import COMPAT_BASES, Gate, json_response, model_name
+from .gate import COMPAT_BASES, Gate, model_name
+from .model_routes import ModelRoutes
 
 
 class CompatRoutes:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
+        self._models = ModelRoutes(gate, openai.model_entry, openai.model_list)
 
     def routes(self) -> list[Route]:
         return [
@@ -31,8 +31,7 @@ class CompatRoutes:
             for route in (
                 Route(base + "/chat/completions", self.chat, methods=["POST"]),
                 Route(base + "/completions", self.completions, methods=["POST"]),
-                Route(base + "/models", self.models, methods=["GET"]),
-                Route(base + "/models/{name:path}", self.model, methods=["GET"]),
+                *self._models.routes(base),
             )
         ]
 
@@ -48,19 +47,3 @@ class CompatRoutes:
         rules = self._gate.service.rules(model_name(body, openai.NO_MODEL))
         asked, reply = parse(body, rules, request_id=request_id(request), created=int(time.time()))
         return await self._gate.respond(request, key, asked, reply)
-
-    async def models(self, request: Request) -> Response:
-        self._gate.key(request)
-        return json_response(openai.model_list(self._entries()))
-
-    async def model(self, request: Request) -> Response:
-        self._gate.key(request)
-        name = request.path_params["name"]
-        for entry in self._entries():
-            if entry["id"] == name:
-                return json_response(entry)
-        raise no_model(name)
-
-    def _entries(self) -> list[dict[str, Any]]:
-        names = self._gate.service.names()
-        return [openai.model_entry(name, served.name, served.created) for name, served in names]
