@@ -1,4 +1,4 @@
-"""A whole `qnext serve` in a process of its own, for tests that take nothing less."""
+"""Servers for tests: a socket to listen on, and a whole `qnext serve` in a process of its own."""
 
 from __future__ import annotations
 
@@ -53,3 +53,12 @@ def start(arguments: list[str], home: Path) -> tuple[subprocess.Popen[str], Serv
 def stop(process: subprocess.Popen[str]) -> None:
     process.terminate()
     process.communicate(timeout=30)
+
+
+def listener() -> socket.socket:
+    """A free local port. Said to be TCP, as what uvicorn opens itself: only over such sockets asyncio sends
+    the pieces of an answer at once, and over others each answer waits 40 ms for the client's system."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    made.bind(("127.0.0.1", 0))
+    made.listen()
+    return made

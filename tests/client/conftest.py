@@ -1,6 +1,14 @@
 """The server of `tests/server`, with its fake engines, for the client package."""
 
-from ..server.conftest import engines, live, one_certificate, running, service, settings
+from ..server.conftest import (
+    engines,
+    live,
+    one_certificate,
+    pytest_generate_tests,
+    running,
+    service,
+    settings,
+)
 from ..text.conftest import backend, chats, checkpoint, templates
 
 __all__ = [
@@ -10,6 +18,7 @@ __all__ = [
     "engines",
     "live",
     "one_certificate",
+    "pytest_generate_tests",
     "running",
     "service",
     "settings",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from qnext.server.settings import Settings
 from qnext.server.store import open_store
 from qnext.text.chat import Chat
 
+from ..process import listener
 from ..text.conftest import backend, chats, checkpoint, templates
 from .fake_engine import FakeEngine
 
@@ -44,6 +44,7 @@ class Live:
     engines: dict[str, FakeEngine]
     admission: Admission
     lifecycle: Lifecycle
+    http: str
 
     @property
     def instruct(self) -> FakeEngine:
@@ -90,12 +91,19 @@ def service(chats: dict[str, Chat], engines: dict[str, FakeEngine], settings: Se
     return Service({each.name: each for each in served}, settings)
 
 
-@pytest.fixture(scope="session", params=["h11", "httptools"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Modules that look at the wire itself name the `PARSERS` of it to be tried; what is said over it does
+    not hang on the parser."""
+    parsers = getattr(metafunc.module, "PARSERS", None)
+    if parsers and "running" in metafunc.fixturenames:
+        metafunc.parametrize("running", parsers, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def running(
     request: pytest.FixtureRequest, service: Service, engines: dict[str, FakeEngine], settings: Settings
 ) -> Iterator[Live]:
-    pytest.importorskip(request.param)
-    with serving(service, engines, settings, request.param) as live:
+    with serving(service, engines, settings, getattr(request, "param", "httptools")) as live:
         yield live
 
 
@@ -110,15 +118,14 @@ def serving(
     lifecycle = Lifecycle()
     app = create_app(service, keys, admission, settings, lifecycle)
     server = make_server(app, settings, lifecycle, service.end_all, http)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    with listener() as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started:
             time.sleep(0.01)
         try:
-            yield Live(
-                f"http://127.0.0.1:{listener.getsockname()[1]}", secret, keys, engines, admission, lifecycle
-            )
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield Live(url, secret, keys, engines, admission, lifecycle, http)
         finally:
             server.should_exit = True
             thread.join()

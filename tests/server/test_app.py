@@ -10,6 +10,7 @@ import pytest
 
 from .conftest import CONTEXT, CREATED, Live
 
+PARSERS = ("h11", "httptools")
 NATIVE = "/api/v1/services/aigc/text-generation/generation"
 CHAT = "/compatible-mode/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

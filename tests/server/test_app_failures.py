@@ -15,6 +15,8 @@ from .conftest import Live
 from .fake_engine import outputs
 from .test_app import CHAT, NATIVE, SSE, chat, frames, native
 
+PARSERS = ("h11", "httptools")
+
 
 def test_engine_refusals(http: httpx.Client, live: Live) -> None:
     live.instruct.refusal = RuntimeError("queue full")

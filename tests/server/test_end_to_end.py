@@ -31,6 +31,8 @@ from qnext.server.settings import Settings
 from qnext.server.store import open_store
 from qnext.text.chat import Chat
 
+from ..process import listener
+
 INSTRUCT, THINKING, BASE = (f"qwen3-next-80b-a3b-{kind}" for kind in ("instruct", "thinking", "base"))
 WEATHER = {
     "type": "function",
@@ -77,12 +79,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     }
     app = create_app(Service(served, settings), keys, admission, settings)
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off"))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    with listener() as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         while not server.started:
             time.sleep(0.01)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         dashscope.base_http_api_url = f"{url}/api/v1"
         yield Real(url, keys.create("tests")[1], engines)
         server.should_exit = True

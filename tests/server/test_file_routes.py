@@ -21,6 +21,7 @@ from qnext.server.settings import Settings
 from .conftest import Live, serving
 from .fake_engine import FakeEngine
 
+PARSERS = ("h11", "httptools")
 COMPAT, NATIVE = "/v1/files", "/api/v1/files"
 LINE = b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ol\xc3\xa1"}]}\n'
 

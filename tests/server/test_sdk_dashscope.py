@@ -16,6 +16,7 @@ from .conftest import Live
 from .test_sdk_openai import CALL, WEATHER
 from .ways import HAS_CLIENT, close_sessions
 
+PARSERS = ("h11", "httptools")
 HI = [{"role": "user", "content": "Hi"}]
 
 

@@ -13,6 +13,7 @@ from openai import OpenAI
 
 from .conftest import Live
 
+PARSERS = ("h11", "httptools")
 HI: Any = [{"role": "user", "content": "Hi"}]
 WEATHER: Any = [
     {
