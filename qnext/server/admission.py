@@ -58,7 +58,7 @@ class Admission:
     def __init__(self, store: Engine, settings: Settings, clock: Callable[[], float] = time.time) -> None:
         self.limits = Limits(settings.limits_storage, clock)
         self._presence = Presence(settings.home)
-        self.ledger = Ledger(store, self._presence.name, settings.prices, clock)
+        self.ledger = Ledger(store, self._presence.name, settings.tariff, clock)
         for server in self.ledger.servers():
             if not self._presence.lives(server):
                 count = self.ledger.release(server)
@@ -81,9 +81,11 @@ class Admission:
     def bounds(self, key: Key) -> Bounds:
         return Bounds.of(key, self._settings)
 
-    def ticket(self, key: Key, request_id: str, headers: dict[str, str] | None = None) -> Ticket:
-        """`headers` are given what is left of the limits."""
-        return Ticket(self, key, request_id, {} if headers is None else headers)
+    def ticket(
+        self, key: Key, request_id: str, headers: dict[str, str] | None = None, *, batch: bool = False
+    ) -> Ticket:
+        """`headers` are given what is left of the limits; `batch` says that it is for a line of one."""
+        return Ticket(self, key, request_id, {} if headers is None else headers, batch)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Runs work on the ledger's own thread, one after the other; when it has ended, here and now."""
@@ -103,8 +105,10 @@ class Admission:
 class Ticket:
     """One request's way through the limits: `take` before the engine works, `settle` at the end, once."""
 
-    def __init__(self, admission: Admission, key: Key, request_id: str, headers: dict[str, str]) -> None:
-        self._headers = headers
+    def __init__(
+        self, admission: Admission, key: Key, request_id: str, headers: dict[str, str], batch: bool
+    ) -> None:
+        self._headers, self._batch = headers, batch
         self._admission = admission
         self._key = key
         self._request_id = request_id
@@ -129,9 +133,9 @@ class Ticket:
         if bounds.free_tokens is not None:
             free, model = bounds.free_tokens, demand.model
             prompt, answer, least = demand.prompt, sum(outputs), len(outputs)
-            reserve = admission.ledger.reserve
+            reserve, batch = admission.ledger.reserve, self._batch
             self._reserving = admission.submit(
-                lambda: reserve(key_id, model, prompt, answer, free_limit=free, least=least)
+                lambda: reserve(key_id, model, prompt, answer, free_limit=free, least=least, batch=batch)
             )
             _, granted = await asyncio.wrap_future(self._reserving)
             outputs = _shared(outputs, granted)
@@ -150,8 +154,17 @@ class Ticket:
         if self._minute is not None:
             minute, tokens = self._minute
             self._admission.limits.return_tokens(minute, tokens - usage.total)
-        now, who = self._admission.clock(), self._key.id
-        entry = Entry(now, who, self._model, self._request_id, usage.input, usage.output, status)
+        entry = Entry(
+            self._admission.clock(),
+            self._key.id,
+            self._model,
+            self._request_id,
+            usage.input,
+            usage.output,
+            status,
+            usage.cached,
+            self._batch,
+        )
         self._admission.submit(lambda: self._write(entry))
 
     def _write(self, entry: Entry) -> None:

@@ -83,7 +83,7 @@ class Answerer:
         parse = openai.parse if endpoint == "/v1/chat/completions" else openai_completions.parse
         body = {name: value for name, value in line.body.items() if name not in ("stream", "stream_options")}
         asked, reply = parse(body, rules, request_id=request_id, created=created)
-        events = self._gate.answer(key, replace(asked, priority=PRIORITY), request_id)
+        events = self._gate.answer(key, replace(asked, priority=PRIORITY), request_id, batch=True)
         answer = await gather(events)
         return reply.body(answer), answer.usage
 

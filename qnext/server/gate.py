@@ -110,17 +110,23 @@ class Gate:
         return EventStream(_frames(first, events, reply, keep), silence)
 
     async def answer(
-        self, key: Key, asked: ChatRequest, request_id: str, headers: dict[str, str] | None = None
+        self,
+        key: Key,
+        asked: ChatRequest,
+        request_id: str,
+        headers: dict[str, str] | None = None,
+        *,
+        batch: bool = False,
     ) -> AsyncGenerator[ChatEvent, None]:
         """The events of an answer that the key pays for; every endpoint that computes tokens gets them here.
         Raises ApiError, before the first event also when the limits refuse. `headers` are given what is left
-        of the limits. Prompts are remembered for their own key alone: how soon an answer comes tells nothing
-        of what others have asked.
+        of the limits; the lines of a `batch` have their own price. Prompts are remembered for their own key
+        alone: how soon an answer comes tells nothing of what others have asked.
 
         A stream that is closed early is settled up to the last event that was taken, or, if ClientGone is
         thrown in, up to the one before; an answer that is not streamed is told whole or not at all.
         """
-        ticket = self._admission.ticket(key, request_id, headers)
+        ticket = self._admission.ticket(key, request_id, headers, batch=batch)
         told, before = Usage(), Usage()
         status: Status = "cancelled"
         events = self.service.answer(replace(asked, salt=str(key.id)), ticket.take)
@@ -210,4 +216,7 @@ async def _frames(
     finally:
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
+        if not answer.choices:  # its client left before it was told the first event, if there is one
+            with suppress(ClientGone, StopAsyncIteration):
+                await events.athrow(ClientGone())
         await events.aclose()

@@ -26,7 +26,7 @@ class KeyDesk:
         store = open_store(settings.home)
         self._settings = settings
         self._keys = Keys(store)
-        self._ledger = Ledger(store, "", settings.prices)
+        self._ledger = Ledger(store, "", settings.tariff)
 
     def serve(self, options: Options) -> None:
         """`options.action` is the method's name."""

@@ -9,12 +9,13 @@ the engine, or was refused for want of tokens or money, leaves one row in `usage
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Connection,
     Engine,
@@ -33,7 +34,7 @@ from sqlalchemy import (
 
 from .errors import ApiError, free_tier_used, in_arrears, too_many_tokens
 from .keys import KEYS
-from .prices import Price, price_of
+from .prices import Price, Tariff
 from .store import METADATA
 
 Status = Literal["ok", "cancelled", "failed", "refused"]
@@ -51,6 +52,8 @@ _USAGE = Table(
     Column("free_tokens", BigInteger, nullable=False),
     Column("cost", BigInteger, nullable=False),
     Column("status", String, nullable=False),
+    Column("cached_tokens", BigInteger),
+    Column("batch", Boolean),
     Index("usage_of_a_key", "key_id", "time"),
 )
 _FREE_USED = Table(
@@ -76,8 +79,9 @@ _RESERVED = Table(
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of `usage`. `time` is in seconds since 1970, `cost` in the units of `prices`; `free_tokens` are
-    those of input and output that the free quota paid for."""
+    """A row of `usage`. `time` is in seconds since 1970, `cost` in the units of `prices`; `cached_tokens` are
+    those of the input that the cache held, `batch` says that it was a line of one; `free_tokens` are those of
+    input and output that the free quota paid for."""
 
     time: float
     key_id: int
@@ -86,14 +90,16 @@ class Entry:
     input_tokens: int
     output_tokens: int
     status: Status
+    cached_tokens: int = 0
+    batch: bool = False
     free_tokens: int = 0
     cost: int = 0
 
 
 @dataclass(frozen=True)
 class Purse:
-    """What a key has for one model: free tokens, and money at a price. The free tokens go first, prompt
-    before answer."""
+    """What a key has for one model: free tokens, and money at a price. The free tokens go first: what the
+    cache held, the rest of the prompt, the answer."""
 
     free: int
     money: int
@@ -110,11 +116,12 @@ class Purse:
             return None
         return max(self.free - prompt, 0) + (money // self.price.output if self.price.output else 0)
 
-    def split(self, prompt: int, answer: int) -> tuple[int, int]:
-        """Free tokens and money that so many tokens take."""
+    def split(self, prompt: int, answer: int, cached: int = 0) -> tuple[int, int]:
+        """Free tokens and money that so many tokens take; `cached` are those of the prompt that the cache
+        held."""
         free = min(prompt + answer, self.free)
-        paid_prompt = max(prompt - free, 0)
-        return free, self.price.cost(paid_prompt, prompt + answer - free - paid_prompt)
+        paid_prompt, paid_cached = max(prompt - free, 0), max(cached - free, 0)
+        return free, self.price.cost(paid_prompt, prompt + answer - free - paid_prompt, paid_cached)
 
 
 class Ledger:
@@ -122,15 +129,23 @@ class Ledger:
     from several threads and processes. `clock` gives seconds since 1970; months are those of UTC."""
 
     def __init__(
-        self, store: Engine, server: str, prices: Mapping[str, Price], clock: Callable[[], float] = time.time
+        self, store: Engine, server: str, tariff: Tariff, clock: Callable[[], float] = time.time
     ) -> None:
         self._store = store
         self._server = server
-        self._prices = prices
+        self._tariff = tariff
         self._clock = clock
 
     def reserve(
-        self, key_id: int, model: str, prompt: int, answer: int, *, free_limit: int, least: int = 1
+        self,
+        key_id: int,
+        model: str,
+        prompt: int,
+        answer: int,
+        *,
+        free_limit: int,
+        least: int = 1,
+        batch: bool = False,
     ) -> tuple[int, int]:
         """Sets aside what a prompt and at most `answer` tokens cost; returns the reservation's number and the
         tokens that the answer may have, fewer than wished when no more are left. Raises ApiError when not
@@ -143,7 +158,7 @@ class Ledger:
             free_mine = mine & (_RESERVED.c.model == model) & (_RESERVED.c.month == month)
             free_reserved = _sum(connection, _RESERVED.c.free_tokens, free_mine)
             money_reserved = _sum(connection, _RESERVED.c.money, mine)
-            price = price_of(model, self._prices)
+            price = self._tariff.price(model, batch=batch)
             settled = Purse(max(free_limit - used, 0), max(balance or 0, 0), price)
             purse = Purse(max(settled.free - free_reserved, 0), max(settled.money - money_reserved, 0), price)
             room = purse.answer(prompt)
@@ -219,8 +234,9 @@ class Ledger:
         return time.strftime("%Y-%m", time.gmtime(self._clock()))
 
     def _take(self, connection: Connection, row: Row[tuple[object, ...]], entry: Entry) -> Entry:
-        purse = Purse(row.free_tokens, row.money, price_of(row.model, self._prices))
-        free, cost = purse.split(entry.input_tokens, entry.output_tokens)
+        price = self._tariff.price(row.model, batch=entry.batch)
+        purse = Purse(row.free_tokens, row.money, price)
+        free, cost = purse.split(entry.input_tokens, entry.output_tokens, entry.cached_tokens)
         assert cost <= row.money, f"{entry.request_id} used more than was reserved for it"
         if free:
             _add_free(connection, row.key_id, row.model, row.month, free)

@@ -20,13 +20,40 @@ ANY_MODEL = "*"
 
 @dataclass(frozen=True)
 class Price:
-    """Units for one token of the prompt, and for one of the answer."""
+    """Units for one token of the prompt, for one of the answer, and for one of the prompt that the cache held
+    (None: as for any)."""
 
     input: int
     output: int
+    cached: int | None = None
 
-    def cost(self, input_tokens: int, output_tokens: int) -> int:
-        return input_tokens * self.input + output_tokens * self.output
+    def cost(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
+        """`cached_tokens` are those of the input that the cache held."""
+        saved = 0 if self.cached is None else self.input - self.cached
+        return input_tokens * self.input - cached_tokens * saved + output_tokens * self.output
+
+
+@dataclass(frozen=True)
+class Tariff:
+    """What tokens cost. `models` are the prices by model; of them a token of the prompt that the cache held
+    costs `cached` percent, and all of a batch costs `batch` percent, whatever the cache held. Raises
+    ValueError for a price of which that is no whole number of units."""
+
+    models: Mapping[str, Price]
+    cached: int = 100
+    batch: int = 100
+
+    def __post_init__(self) -> None:
+        for model in self.models:
+            for batch in (False, True):
+                self.price(model, batch=batch)
+
+    def price(self, model: str, *, batch: bool) -> Price:
+        """A model's own price, or that of all models, or nothing."""
+        price = self.models.get(model) or self.models.get(ANY_MODEL) or Price(0, 0)
+        if batch:
+            return Price(_percent(price.input, self.batch), _percent(price.output, self.batch))
+        return Price(price.input, price.output, _percent(price.input, self.cached))
 
 
 def amount(text: str) -> int:
@@ -56,14 +83,17 @@ def prices(text: str) -> dict[str, Price]:
     return found
 
 
-def price_of(model: str, known: Mapping[str, Price]) -> Price:
-    """A model's own price, or that of all models, or nothing."""
-    return known.get(model) or known.get(ANY_MODEL) or Price(0, 0)
-
-
 def _token(text: str) -> int:
     """Units a token, of an amount per million tokens."""
     each, rest = divmod(amount(text), 10**6)
     if rest:
         raise ValueError(f"{text!r} has more than six decimals")
     return each
+
+
+def _percent(units: int, share: int) -> int:
+    part, rest = divmod(units * share, 100)
+    if rest:
+        price = shown(units * 10**6)
+        raise ValueError(f"{share} percent of {price} has more than six decimals: give a price with fewer")
+    return part

@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from platformdirs import user_data_path
 
-from .prices import Price, prices
+from .prices import Price, Tariff, prices
 
 HOSTED_NAMES = {
     "qwen3-next-80b-a3b-instruct": "tiny-instruct",
@@ -53,8 +54,9 @@ class Settings:
 
     `rpm`, `tpm` (requests and tokens a minute), `concurrency` (answers at once) and `free_tokens` (a month
     and model) hold for keys that say nothing of their own; None is no limit, or, where `limits` is "hosted",
-    what the hosted service gives. `prices` are by model. `limits_storage` is where rates are counted: memory,
-    or `redis://…` for several servers.
+    what the hosted service gives. `prices` are by model; of them a prompt's token that the cache held costs
+    `cached_percent`, and what batches ask `batch_percent`. `limits_storage` is where rates are counted:
+    memory, or `redis://…` for several servers.
 
     A stored file has at most `max_file_bytes`, all files that one key uploaded together `max_stored_bytes`. A
     batch has at most `max_batch_lines` lines of `max_line_bytes` each, a key at most `max_batches` that have
@@ -83,6 +85,8 @@ class Settings:
     concurrency: int | None = None
     free_tokens: int | None = None
     prices: Mapping[str, Price] = field(default_factory=lambda: prices("0.15/1.2"))
+    cached_percent: int = 20
+    batch_percent: int = 50
     limits_storage: str = "memory://"
     max_file_bytes: int = 500 * 2**20
     max_stored_bytes: int = 10 * 2**30
@@ -99,6 +103,13 @@ class Settings:
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "1 or more", value)
         _require((self.free_tokens or 0) >= 0, "free_tokens", "0 or more", self.free_tokens)
+        for name in ("cached_percent", "batch_percent"):
+            value = getattr(self, name)
+            _require(0 <= value <= 100, name, "0 to 100", value)
+        try:
+            assert self.tariff
+        except ValueError as error:
+            raise ValueError(f"{variable('prices')}: {error}") from None
         _require(self.limits in ("off", "hosted"), "limits", "off or hosted", self.limits)
         for name in ("keep_alive", "request_timeout", "drain_seconds", "client_timeout"):
             value = getattr(self, name)
@@ -107,6 +118,10 @@ class Settings:
         _require(0 < days < float("inf"), "response_days", "days, more than 0", days)
         thinking = self.thinking_non_stream
         _require(thinking in ("allow", "reject"), "thinking_non_stream", "allow or reject", thinking)
+
+    @cached_property
+    def tariff(self) -> Tariff:
+        return Tariff(self.prices, self.cached_percent, self.batch_percent)
 
     def limit(self, name: str) -> int | None:
         """One of `LIMITS` for a key that says nothing of its own; None for no limit."""
@@ -165,6 +180,8 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "concurrency": (int, "a number of answers"),
     "free_tokens": (int, "a number of tokens"),
     "prices": (prices, "INPUT/OUTPUT per million tokens, such as 0.15/1.2, or MODEL=INPUT/OUTPUT pairs"),
+    "cached_percent": (int, "a number of percent"),
+    "batch_percent": (int, "a number of percent"),
     "limits_storage": (str, "memory:// or redis://HOST:PORT"),
 }
 assert set(_READERS) == {spec.name for spec in fields(Settings)}

@@ -20,6 +20,7 @@ from qnext.server.batch_store import Batch, BatchStore
 from qnext.server.exchange import Usage
 from qnext.server.gate import Gate
 from qnext.server.keys import Keys
+from qnext.server.prices import UNIT
 from qnext.server.service import Service
 from qnext.server.settings import Settings
 from qnext.server.store import open_store
@@ -129,6 +130,22 @@ def test_a_batch_goes_on_after_a_stop(office: Office) -> None:
         assert len(office.engine.aborted) >= 1  # what ran at a stop was given up
 
     asyncio.run(work())
+
+
+def test_a_batch_has_half_the_price(office: Office) -> None:
+    office.keys.change(1, balance=UNIT)
+    office.engine.say("Hello there, friend.", cached=4)  # of which nothing more is taken off
+
+    async def work() -> None:
+        async with at_work(office):
+            await office.until(office.create(3), ended)
+
+    asyncio.run(work())
+    rows = office.gate._admission.ledger.entries(1)
+    assert len(rows) == 3 and all(row.batch and row.cached_tokens == 4 for row in rows)
+    for row in rows:
+        assert row.cost == (row.input_tokens * 150_000 + row.output_tokens * 1_200_000) // 2 > 0
+    assert office.keys.find(1).balance == UNIT - sum(row.cost for row in rows)
 
 
 @pytest.mark.parametrize("status", ["validating", "in_progress", "finalizing", "cancelling"])

@@ -10,17 +10,20 @@ import httpx
 import pytest
 
 from qnext.engine.request import SamplingParams
+from qnext.server import openai
 from qnext.server.exchange import ChatRequest, Conversation
-from qnext.server.gate import Gate
+from qnext.server.gate import Gate, _frames
 from qnext.server.ledger import Entry
 from qnext.server.prices import UNIT, amount
 from qnext.server.service import Service
 from qnext.server.settings import Settings
-from qnext.server.sse import ClientGone
+from qnext.server.sse import KEEP_ALIVE, ClientGone
 from qnext.text.messages import Message
 
 from .conftest import Live
 from .test_app import CHAT, NATIVE, SSE, chat, frames, native
+
+PARSERS = ("h11", "httptools")
 
 
 def limited(live: Live, **limits: int | None) -> tuple[int, dict[str, str]]:
@@ -130,6 +133,17 @@ def test_the_free_quota_is_used_to_the_last_token_and_not_beyond(http: httpx.Cli
     assert {row.model for row in rows} == {"tiny-instruct"}
 
 
+def test_what_the_cache_held_costs_a_fifth(http: httpx.Client, live: Live) -> None:
+    live.instruct.say("Hello there, friend.", cached=4)
+    key_id, auth = limited(live, balance=amount("1"))
+    answer = usage(http.post(CHAT, json=chat(), headers=auth))
+    assert answer["prompt_tokens_details"] == {"cached_tokens": 4}
+    read, written = answer["prompt_tokens"], answer["completion_tokens"]
+    (row,) = entries(live, key_id)
+    assert (row.cached_tokens, row.batch) == (4, False)
+    assert row.cost == (read - 4) * 150_000 + 4 * 30_000 + written * 1_200_000
+
+
 def test_the_balance_pays_for_what_is_not_free(http: httpx.Client, live: Live) -> None:
     prompt = usage(http.post(NATIVE, json=native()))["input_tokens"]
     key_id, auth = limited(live, balance=amount("0.0001"))  # 0.15 and 1.2 per million tokens
@@ -230,6 +244,20 @@ def test_an_event_that_never_reached_its_client_is_not_charged(live: Live, servi
     sampling = SamplingParams(max_tokens=50, seed=1)
     asked = ChatRequest("tiny-instruct", (Conversation((Message("user", "Hi"),)),), sampling, stream=True)
 
+    async def late() -> int:
+        """It leaves a silent stream while the first event is on its way."""
+        answer = gate.answer(live.keys.find(key_id), asked, "late")
+        first = asyncio.ensure_future(anext(answer))
+        frames = _frames(first, answer, openai.ChatReply("late", "tiny-instruct", 0), None)
+        assert await anext(frames) == KEEP_ALIVE
+        reading = asyncio.ensure_future(anext(frames))
+        while not first.done():
+            await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        return 0
+
     async def ask(events: int) -> int:
         answer = gate.answer(live.keys.find(key_id), asked, f"after {events}")
         used = [(await anext(answer)).usage.total for _ in range(events)]
@@ -237,8 +265,8 @@ def test_an_event_that_never_reached_its_client_is_not_charged(live: Live, servi
             await answer.athrow(ClientGone())
         return used[-2] if events > 1 else 0
 
-    for count in (1, 3):
-        told = asyncio.run(ask(count))
-        row = entries(live, key_id, 1 if count == 1 else 2)[-1]
-        assert row.request_id == f"after {count}" and row.status == "cancelled"
+    for number, leaving in enumerate((ask(1), ask(3), late()), 1):
+        told = asyncio.run(leaving)
+        row = entries(live, key_id, number)[-1]
+        assert row.status == "cancelled"
         assert row.input_tokens + row.output_tokens == row.free_tokens == told

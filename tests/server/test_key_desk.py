@@ -8,7 +8,7 @@ import pytest
 from qnext.cli import main
 from qnext.server.keys import UNLIMITED, Keys
 from qnext.server.ledger import Entry, Ledger
-from qnext.server.prices import UNIT, prices
+from qnext.server.prices import UNIT, Tariff, prices
 from qnext.server.store import open_store
 
 Say = Callable[..., str]
@@ -70,7 +70,7 @@ def test_the_servers_limits_are_shown_where_a_key_has_none(say: Say, monkeypatch
 
 def test_what_was_used_is_shown(say: Say, home: Path) -> None:
     say("create", "--free-tokens", "100", "--balance", "1")
-    ledger = Ledger(open_store(home), "test", prices("1/10"))
+    ledger = Ledger(open_store(home), "test", Tariff(prices("1/10")))
     number, _ = ledger.reserve(1, "tiny", 90, 500, free_limit=100)
     ledger.settle(number, Entry(0.0, 1, "tiny", "r", 90, 110, "ok"))
     shown = say("show", "1")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from qnext.server.admission import Admission
 from qnext.server.errors import ApiError
 from qnext.server.keys import Key, Keys
 from qnext.server.ledger import Entry, Ledger, Purse, Status
-from qnext.server.prices import UNIT, Price, amount, prices
+from qnext.server.prices import UNIT, Price, Tariff, amount, prices
 from qnext.server.settings import Settings
 from qnext.server.store import open_store
 
-PRICES = prices("1/10")  # a prompt of 1,000,000 tokens costs 1, an answer of as many 10
+# A prompt of 1,000,000 tokens costs 1, an answer of as many 10.
+TARIFF = Tariff(prices("1/10"), cached=20, batch=50)
 NOVEMBER, DECEMBER = 1_795_600_000.0, 1_796_100_000.0  # 2026-11-25, 2026-12-01
 
 
@@ -43,7 +45,7 @@ def key(keys: Keys) -> Key:
 
 @pytest.fixture
 def ledger(tmp_path: Path, clock: Clock) -> Ledger:
-    return Ledger(open_store(tmp_path / "home"), "me", PRICES, clock)
+    return Ledger(open_store(tmp_path / "home"), "me", TARIFF, clock)
 
 
 def entry(key: Key, read: int, written: int, status: Status = "ok", model: str = "m") -> Entry:
@@ -63,11 +65,12 @@ def refused(reserve: Callable[[], object]) -> str:
     st.integers(0, 500),
     st.integers(1, 2000),
     st.integers(0, 4000),
+    st.integers(0, 100),
 )
 def test_a_purse_never_gives_more_than_it_has(
-    free: int, money: int, into: int, out: int, prompt: int, wish: int
+    free: int, money: int, into: int, out: int, prompt: int, wish: int, cached: int
 ) -> None:
-    purse = Purse(free, money, Price(into, out))
+    purse = Purse(free, money, Price(into, out, into * cached // 100))
     room = purse.answer(prompt)
     if room is not None and room < 0:
         assert Purse(free, money, Price(into, 0)).split(prompt, 0)[1] > money
@@ -80,7 +83,10 @@ def test_a_purse_never_gives_more_than_it_has(
         assert more[1] > money or (more[0] == free and not out)
     for used in (0, granted // 2, granted):  # what is reserved covers any smaller use
         held = Purse(taken, cost, purse.price)
-        assert held.split(prompt, used)[0] <= taken and held.split(prompt, used)[1] <= cost
+        plain = held.split(prompt, used)
+        assert plain[0] <= taken and plain[1] <= cost
+        some = held.split(prompt, used, prompt * cached // 100)  # and one that finds some of it in the cache
+        assert some[0] == plain[0] and 0 <= some[1] <= plain[1]
 
 
 def test_reserve_and_settle(ledger: Ledger, key: Key) -> None:
@@ -116,6 +122,22 @@ def test_a_balance_pays_after_the_free_tokens(ledger: Ledger, keys: Keys, key: K
     assert refused(lambda: ledger.reserve(key.id, "m", 1, 1, free_limit=40)) == "tokens"
 
 
+@pytest.mark.parametrize(
+    ("batch", "free", "cost"),
+    [(False, 0, 60 + 40 // 5 + 70 * 10), (False, 30, 60 + 10 // 5 + 700), (True, 0, (100 + 700) // 2)],
+)
+def test_what_the_cache_held_and_what_a_batch_asks_cost_less(
+    ledger: Ledger, keys: Keys, key: Key, batch: bool, free: int, cost: int
+) -> None:
+    """The free tokens pay for what the cache held first; the price of a batch is one for all its tokens."""
+    keys.change(key.id, balance=UNIT)
+    number, _ = ledger.reserve(key.id, "m", 100, 70, free_limit=free, batch=batch)
+    used = replace(entry(key, 100, 70), cached_tokens=40, batch=batch)
+    assert ledger.settle(number, used) == replace(used, free_tokens=free, cost=cost * UNIT // 10**6)
+    assert keys.find(key.id).balance == UNIT - cost * UNIT // 10**6
+    assert ledger.entries(key.id) == [replace(used, free_tokens=free, cost=cost * UNIT // 10**6)]
+
+
 def test_what_was_reserved_in_a_month_is_used_in_it(ledger: Ledger, key: Key, clock: Clock) -> None:
     number, _ = ledger.reserve(key.id, "m", 10, 90, free_limit=100)
     clock.now = DECEMBER
@@ -130,7 +152,7 @@ def test_what_was_reserved_in_a_month_is_used_in_it(ledger: Ledger, key: Key, cl
 def test_two_servers_on_one_store_never_give_away_more_than_there_is(tmp_path: Path, keys: Keys) -> None:
     """Threads of two ledgers reserve and settle at random; the sums are exact."""
     key, _ = keys.create(balance=3 * UNIT // 1000)
-    ledgers = [Ledger(open_store(tmp_path / "home"), name, PRICES) for name in "ab"]
+    ledgers = [Ledger(open_store(tmp_path / "home"), name, TARIFF) for name in "ab"]
     free, start = 700, 3 * UNIT // 1000
 
     def work(seed: int) -> list[Entry]:
@@ -192,7 +214,7 @@ def test_reservations_of_a_killed_server_are_freed_and_those_of_a_living_one_kep
 
     killed = server("dies")
     assert killed.communicate(timeout=60)[0] == "reserved\n"
-    peek = Ledger(open_store(home), "peek", {})
+    peek = Ledger(open_store(home), "peek", Tariff({}))
     assert len(peek.servers()) == 1
     assert refused(lambda: peek.reserve(key.id, "m", 10, 50, free_limit=60)) == "tokens"
     living = server("lives")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qnext.server.prices import MOST, UNIT, Price, amount, price_of, prices, shown
+from qnext.server.prices import MOST, UNIT, Price, Tariff, amount, prices, shown
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,20 @@ def test_costs_are_exact(read: int, written: int, into: int, out: int) -> None:
 
 
 def test_prices_by_model() -> None:
-    known = prices("0.15/1.2, big=1/2")
-    assert price_of("big", known) == Price(UNIT // 10**6, 2 * UNIT // 10**6)
-    assert price_of("any", known) == Price(150_000, 1_200_000)
-    assert price_of("any", {}) == Price(0, 0)
+    known = Tariff(prices("0.15/1.2, big=1/2"), cached=20, batch=50)
+    assert known.price("big", batch=False) == Price(UNIT // 10**6, 2 * UNIT // 10**6, UNIT // 5 // 10**6)
+    assert known.price("any", batch=False) == Price(150_000, 1_200_000, 30_000)
+    assert known.price("any", batch=True) == Price(75_000, 600_000)
+    assert Tariff({}).price("any", batch=False) == Price(0, 0, 0)
+
+
+def test_a_share_that_is_no_whole_number() -> None:
+    assert Tariff(prices("0.000005/1"), cached=20).price("any", batch=False).cached == 1
+    for share in ({"cached": 30}, {"batch": 50}):
+        with pytest.raises(
+            ValueError, match=r"percent of 0\.000005 has more than six decimals: give a price"
+        ):
+            Tariff(prices("0.000005/1"), **share)
 
 
 @pytest.mark.parametrize("text", ["0.15", "1/2/3", "=1/2", "a=b=1/x", "0.0000001/1", "1/2,"])

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from qnext.server.prices import price_of
 from qnext.server.settings import LIMITS, Settings
 
 
@@ -58,6 +57,9 @@ def test_the_environment_decides() -> None:
         ("QNEXT_CONCURRENCY", "-1"),
         ("QNEXT_FREE_TOKENS", "-1"),
         ("QNEXT_PRICES", "cheap"),
+        ("QNEXT_CACHED_PERCENT", "101"),
+        ("QNEXT_BATCH_PERCENT", "-1"),
+        ("QNEXT_BATCH_PERCENT", "half"),
         ("QNEXT_DRAIN_SECONDS", "0"),
         ("QNEXT_RESPONSE_DAYS", "0"),
     ],
@@ -77,6 +79,11 @@ def test_limits_are_off_until_they_are_set() -> None:
     assert [Settings().limit(name) for name in LIMITS] == [None] * 4
     hosted = Settings.from_env({"QNEXT_LIMITS": "hosted", "QNEXT_TPM": "5000", "QNEXT_PRICES": "1/2,m=3/4"})
     assert [hosted.limit(name) for name in LIMITS] == [600, 5000, None, 1_000_000]
-    assert (
-        price_of("m", hosted.prices).input == 3_000_000 and price_of("x", hosted.prices).output == 2_000_000
-    )
+    price = hosted.tariff.price
+    assert price("m", batch=False).input == 3_000_000 and price("x", batch=True).output == 1_000_000
+    assert price("m", batch=False).cached == 600_000
+
+
+def test_percents_that_leave_no_whole_price() -> None:
+    with pytest.raises(ValueError, match=r"^QNEXT_PRICES: 33 percent of .*: give a price with fewer"):
+        Settings.from_env({"QNEXT_PRICES": "0.000001/1", "QNEXT_CACHED_PERCENT": "33"})
