@@ -8,6 +8,7 @@ open between two requests is for the keep-alive time to judge. (Slow bodies are 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ except ImportError:  # no Unix
 # Of the descriptors a process may have, those for files, the store and what comes in before it is counted.
 KEPT_BACK = 128
 _MOST = 2**16
+_LOG = logging.getLogger("qnext.server")
 
 
 class Connection(Protocol):
@@ -57,6 +59,21 @@ class Watch:
             self._waiting[connection] = _Waiting(known.since, unsent)
             if now - known.since >= self._seconds:
                 connection.transport.abort()
+
+
+class Shortage:
+    """An event loop's handler of exceptions that says once in a while that there is no descriptor for another
+    connection: the loop tries again each second, and would tell of two thousand failures each time."""
+
+    def __init__(self, every: float = 60.0) -> None:
+        self._every, self._said = every, float("-inf")
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if "out of system resource" not in context.get("message", ""):
+            loop.default_exception_handler(context)
+        elif loop.time() - self._said >= self._every:
+            self._said = loop.time()
+            _LOG.warning("no file descriptor is left: new connections wait (raise the limit: ulimit -Hn)")
 
 
 def room() -> int | None:

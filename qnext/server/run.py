@@ -7,6 +7,7 @@ returns, so that what is to be written is written. No client can hold it up.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Literal
 import uvicorn
 from starlette.types import ASGIApp
 
-from .connections import Watch, room
+from .connections import Shortage, Watch, room
 from .lifecycle import Lifecycle
 from .settings import Settings
 
@@ -84,6 +85,10 @@ class _Server(uvicorn.Server):
         self._watch = Watch(settings.client_timeout)
         self._room = room()
         lifecycle.full = self._full
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(Shortage())
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
