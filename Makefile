@@ -10,8 +10,9 @@ TORCH  := torch==2.13.0
 serve: $(VENV)/installed
 	$(BIN)/qnext serve $(ARGS)
 
+# Two at a time, each file by one of them: ARGS="-n 0" runs one after the other.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # Third-party clients, each in an environment of its own below the user's cache folder: about 1.5 GB, once.
 test-clients: $(VENV)/installed-test

@@ -85,7 +85,7 @@ def test_a_recipe(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert dict(lines)["parameters"].startswith("9.833 M in all")
     assert (
         "assumed",
-        f"409.6 k tokens in rows of {512 if 'base' in name else 1024}, 4096 at once a GPU",
+        f"{819.2 if 'base' in name else 409.6} k tokens in rows of 1536, 4096 at once a GPU",
     ) in lines
     assert "on 2" in dict(lines)["GPU hours"]
 
