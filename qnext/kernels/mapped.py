@@ -53,8 +53,8 @@ class Mapping:
         size = min(self.piece, self.size - at)
         room = -(-size // HUGE) * HUGE + HUGE
         begin = self._map(None, room, READ_WRITE, PRIVATE | ANONYMOUS, -1)
+        to = left = -(-begin // HUGE) * HUGE
         try:
-            to = -(-begin // HUGE) * HUGE
             self._libc.madvise(to, room - HUGE, MADV_HUGEPAGE)
             view = memoryview((ctypes.c_ubyte * size).from_address(to)).cast("B")
             while view:
@@ -64,8 +64,11 @@ class Mapping:
                 view = view[count:]
             if self._libc.mremap(to, size, size, MAYMOVE_FIXED, self.address + at) == FAILED:
                 raise OSError(ctypes.get_errno(), "mremap")
-        finally:
-            self._libc.munmap(begin, room)
+            left += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        finally:  # what was moved away is not ours any more: others may have memory there by now
+            for first, last in ((begin, to), (left, begin + room)):
+                if first < last:
+                    self._libc.munmap(first, last - first)
 
     def _map(self, where: int | None, size: int, access: int, flags: int, source: int) -> int:
         found = self._libc.mmap(where, size, access, flags, source, 0)

@@ -107,3 +107,35 @@ def test_without_memory_the_mapping_stays(
         found = mapped.map_file(tmp_path / "file")
         settled()
     assert torch.equal(found, wanted) and "small pages" in caplog.text
+
+
+def test_what_others_map_where_a_piece_was_stays(tmp_path: Path) -> None:
+    """A piece that was moved leaves a hole, which belongs to whoever asks for memory next."""
+    written(tmp_path / "file", mapped.HUGE)
+    mapping = mapped.Mapping(tmp_path / "file")
+    move, taken = mapping._libc.mremap, list[int]()
+
+    def move_and_take(old: int, size: int, *more: int) -> int:
+        found: int = move(old, size, *more)
+        anonymous = mapped.PRIVATE | mapped.ANONYMOUS | mapped.FIXED
+        taken.append(mapping._map(old, size, mapped.READ_WRITE, anonymous, -1))
+        return found
+
+    mapping._libc.mremap = move_and_take  # type: ignore[method-assign]
+    mapping.settle(0)
+    (place,) = taken
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    spans = [[int(part, 16) for part in line.split()[0].split("-")] for line in lines]
+    assert any(low <= place and place + mapped.HUGE <= high for low, high in spans)
+    mapping._libc.munmap(place, mapped.HUGE)
+
+
+def test_several_files_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mapped, "PIECE", mapped.HUGE)
+    wanted = [written(tmp_path / f"file {n}", 16 * mapped.HUGE + n) for n in range(5)]
+    found = [mapped.map_file(tmp_path / f"file {n}") for n in range(5)]
+    settled()
+    assert all(torch.equal(*pair) for pair in zip(wanted, found, strict=True))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
