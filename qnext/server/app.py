@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from .admission import Admission
 from .anthropic_routes import AnthropicRoutes
@@ -96,10 +96,22 @@ async def _refuse(request: Request, error: Exception) -> Response:
             405: ApiError("method", f"{request.method} is not allowed here"),
         }
         response = error_response(known.get(error.status_code, internal()), path, request_id(request))
-        response.headers.update(error.headers or {})
+        if error.status_code == 405:
+            response.headers["Allow"] = ", ".join(sorted(_methods(request)))
         return response
     assert isinstance(error, ApiError)
     return error_response(error, path, request_id(request))
+
+
+def _methods(request: Request) -> set[str]:
+    """Those that a path has, whichever of its routes."""
+    routes = [route for route in request.app.router.routes if isinstance(route, Route)]
+    return {
+        method
+        for each in routes
+        if each.matches(request.scope)[0] != Match.NONE
+        for method in each.methods or ()
+    }
 
 
 async def _health(request: Request) -> Response:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..file_routes import MAX_LISTED, PURPOSES
 from ..gate import NATIVE_BASE
 from .operation import COMPAT_PREFIXES, Operation
-from .schema import Schema, answer, const, count, listed, many, ref, request, text, whole
+from .schema import Schema, answer, const, count, either, listed, many, ref, text, whole
 
 TAG, NATIVE_TAG = "OpenAI files and batches", "DashScope files and tasks"
 _PATH, _NATIVE = "/v1/files", NATIVE_BASE + "/files"
@@ -34,7 +34,7 @@ OPERATIONS = [
         ref("File"),
         "",
         COMPAT_PREFIXES,
-        body=request("", {"file": _BYTES, "purpose": _PURPOSE}),
+        body=answer("", {"file": _BYTES, "purpose": _PURPOSE}),
         form=True,
         errors=(503,),
     ),
@@ -95,10 +95,10 @@ OPERATIONS = [
                 },
             )
         ),
-        body=request(
+        body=answer(  # in a form nothing is null
             "",
             {"files": many(_BYTES, minItems=1)},
-            {"purpose": _PURPOSE | {"default": "fine-tune"}, "descriptions": many(text())},
+            {"purpose": _PURPOSE | {"default": "fine-tune"}, "descriptions": either(text(), many(text()))},
         ),
         form=True,
     ),

@@ -14,6 +14,7 @@ from .operation import COMPAT_PREFIXES, Operation
 from .schema import Schema, Schemas, answer, const, count, listed, many, nullable, ref, request, text, whole
 
 _PATH, _TASKS = "/v1/batches", NATIVE_BASE + "/tasks"
+_WINDOW = "^((2[4-9]|[3-9][0-9]|[12][0-9]{2}|3[0-2][0-9]|33[0-6])h|([1-9]|1[0-4])d)$"
 _MOMENT = "yyyyMMddHHmmss (UTC), or seconds since 1970."
 _TASK_STATUS = ("PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELED")
 _TASK = answer("", {"output": ref("Task"), "request_id": text()})
@@ -31,9 +32,11 @@ OPERATIONS = [
         body=request(
             "",
             {
-                "input_file_id": text('A file of the purpose `batch`: lines of `{"custom_id", "body", …}`.'),
+                "input_file_id": text(
+                    'A file of the purpose `batch`: lines of `{"custom_id", "body", …}`.', minLength=1
+                ),
                 "endpoint": text("", *ENDPOINTS, TEST_ENDPOINT),
-                "completion_window": text("Hours or days, from 24h to 336h.", pattern="^[0-9]{1,4}[hd]$"),
+                "completion_window": text("Hours or days, from 24h to 336h.", pattern=_WINDOW),
             },
             {
                 "metadata": {
