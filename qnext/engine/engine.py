@@ -11,6 +11,8 @@ import logging
 import secrets
 import time
 from collections import deque
+from collections.abc import Sequence as Many
+from concurrent.futures import Future
 from hashlib import blake2b
 from itertools import count
 from pathlib import Path
@@ -56,6 +58,7 @@ class Engine:
         self._news = Condition()
         self._arrived: deque[Sequence] = deque()
         self._aborted: deque[Stream] = deque()
+        self._refreshes: deque[tuple[Network, Future[None]]] = deque()
         self._live: dict[Stream, Sequence] = {}
         self._closing = False
         self._thread = Thread(target=self._loop, name="qnext-engine", daemon=True)
@@ -100,6 +103,39 @@ class Engine:
             self._arrived.append(sequence)
             self._news.notify()
         return stream
+
+    def submit_together(self, requests: Many[Request]) -> list[Stream]:
+        """Queue requests that begin in the same step, whatever else this process does: with neither guesses
+        nor others beside them their answers are the same, to the last bit, each time. All or none are
+        taken."""
+        streams: list[Stream] = []
+        with self._news:
+            try:
+                for request in requests:
+                    streams.append(self.submit(request))
+            except (ValueError, EngineFull):
+                for stream in streams:
+                    stream.abort()
+                raise
+        return streams
+
+    def refresh(self, model: Network) -> None:
+        """Go on with other weights, from the next step on; returns when they are in place. What was kept of
+        texts is dropped; running requests keep what they have said, and what was computed for it is computed
+        anew. Raises ValueError for a network of another shape, or where states are kept on disk or in host
+        memory, which would outlive the weights."""
+        now = self._steps.runner.model
+        if (model.config, model.dtype, model.cache_dtype) != (now.config, now.dtype, now.cache_dtype):
+            raise ValueError("the new weights are of another shape or kind: make a new engine for them")
+        if self._steps.tier is not None:
+            raise ValueError("host_cache_bytes and disk_cache keep states of the old weights: leave them out")
+        done: Future[None] = Future()
+        with self._news:
+            if self._closing:
+                raise EngineClosed("the engine is closed")
+            self._refreshes.append((model, done))
+            self._news.notify()
+        done.result()
 
     def stats(self) -> Stats:
         """Counters and gauges up to now; may be read from any thread."""
@@ -153,19 +189,24 @@ class Engine:
         finally:  # even if this thread dies of a defect, no reader is left waiting
             with self._news:
                 self._closing = True
+                for _, done in self._refreshes:
+                    done.set_exception(EngineClosed("the engine is closed"))
             self._hand_out([self._steps.end(each, "abort") for each in list(self._live.values())])
             self._steps.close()
 
     def _take_news(self) -> bool:
         """Wait until there is something to do; let requests in and aborted ones out. False: close."""
         with self._news:
-            while not (self._live or self._aborted or self._closing):
+            while not (self._live or self._aborted or self._refreshes or self._closing):
                 self._news.wait()
             aborted, self._aborted = self._aborted, deque()
             for sequence in self._arrived:
                 self._scheduler.add(sequence)
             self._arrived.clear()
             closing = self._closing
+            while self._refreshes:
+                self._exchange(self._refreshes[0][0])
+                self._refreshes.popleft()[1].set_result(None)
         ended = [
             self._steps.end(self._live[each], "abort")
             for each in dict.fromkeys(aborted)
@@ -173,6 +214,14 @@ class Engine:
         ]
         self._hand_out([*ended, *self._late()])
         return not closing
+
+    def _exchange(self, model: Network) -> None:
+        """Put other weights in the place of these, and let go of all that was computed with them."""
+        for sequence in list(self._scheduler.running):
+            self._scheduler.start_over(sequence)
+        if self._steps.cache is not None:
+            self._steps.cache.clear()
+        self._steps.runner.model = model
 
     def _late(self) -> list[tuple[Stream, Output]]:
         """End what has missed its deadline."""

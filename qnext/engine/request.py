@@ -137,7 +137,8 @@ class Request:
     `boundaries` are the prompt's lengths at which other prompts are likely to branch off (where messages
     begin): states are kept there. Only requests of the same `cache_salt` share what is kept. Of the waiting,
     a lower `priority` goes first. A request that has not ended `deadline` seconds after it was submitted
-    fails. `routed_experts` asks for the experts that each token went through.
+    fails. `routed_experts` asks for the experts that each token went through. Log-probabilities are those of
+    the model itself; with `tempered_logprobs` those at the request's temperature.
     """
 
     prompt: tuple[int, ...]
@@ -150,6 +151,7 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     routed_experts: bool = False
+    tempered_logprobs: bool = False
 
 
 @dataclass(frozen=True)

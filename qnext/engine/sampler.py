@@ -248,15 +248,24 @@ def _bounded(value: float) -> float:
 
 
 def logprobs(logits_RV: Tensor, tokens: list[int], rows: Rows[Row]) -> list[TokenLogprob | None]:
-    """Log-probabilities under the model itself, before penalties and temperature, for the rows that asked."""
+    """Log-probabilities under the model itself, before penalties and (but for `tempered_logprobs`)
+    temperature, for the rows that asked."""
     found: list[TokenLogprob | None] = [None] * len(tokens)
     asked = [(i, row.wish.logprobs) for i, row in enumerate(rows) if row.wish.logprobs is not None]
     if asked:
         where = [i for i, _ in asked]
-        told = reports(logits_RV[where], [tokens[i] for i in where], [count for _, count in asked])
+        scores = logits_RV[where]
+        if any(rows[i].sequence.request.tempered_logprobs for i in where):
+            scores = scores / logits_RV.new_tensor([_heat(rows[i]) for i in where])[:, None]
+        told = reports(scores, [tokens[i] for i in where], [count for _, count in asked])
         for i, report in zip(where, told, strict=True):
             found[i] = report
     return found
+
+
+def _heat(row: Row) -> float:
+    """What a row's scores are divided by before its log-probabilities are told."""
+    return _bounded(row.wish.temperature) if row.sequence.request.tempered_logprobs else 1.0
 
 
 def reports(logits_RV: Tensor, tokens: list[int], counts: list[int]) -> list[TokenLogprob]:

@@ -1,6 +1,7 @@
 """Loading a checkpoint as the network that runs it best: on packed weights on a CPU, `Qwen3Next` elsewhere.
 
-Called by `engine` and `cli`. Invariant: whichever it is, it is called alike, and is for serving only.
+Called by `engine`, `actor` and `cli`. Invariant: whichever it is, it is called alike, and is for serving
+only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .config import ModelConfig
 from .conversion import pack_checkpoint
 from .packed_file import is_packed, open_packed
 from .packed_network import Activations, PackedQwen3Next, supported
+from .quant import pack_model
 from .qwen3_next import Qwen3Next
 from .scheme import Scheme
 from .weights import Progress
@@ -58,3 +60,16 @@ def load_network(
     if quantize:
         raise ValueError("weights are packed for CPUs and shapes of whole blocks of 16: leave --quantize out")
     return Qwen3Next.from_pretrained(path, dtype=dtype, device=device, progress=progress)
+
+
+@torch.no_grad()
+def network_of(model: Qwen3Next, *, dtype: torch.dtype, activations: Activations = "int8") -> Network:
+    """The network that serves a model in memory, its matrices rounded to `dtype`, with memory of its own: the
+    model may go on learning. See `load_network`."""
+    if packs(model.device.type) and dtype in KINDS and supported(model.config):
+        parts = pack_model(model, Scheme(KINDS[dtype]))
+        return PackedQwen3Next(model.config, parts, activations=activations, cache_dtype=dtype)
+    copy = Qwen3Next(model.config, device="meta", dtype=dtype).to_empty(device=model.device)
+    for name, weight in copy.named_parameters():
+        weight.copy_(model.get_parameter(name))
+    return copy.eval().requires_grad_(False)

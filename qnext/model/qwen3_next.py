@@ -5,6 +5,7 @@ Used by `engine/runner` and `train/trainer`. Invariant: it owns weights only; ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,14 +125,17 @@ class Qwen3Next(nn.Module):
         packing: Packing | None = None,
         state: State | None = None,
         routing: RoutingSink | None = None,
+        *,
+        ops: Sequence[Ops] | None = None,
     ) -> Tensor:
-        """Token ids [T] -> hidden states [T, H] after the final norm. Without `packing`: one sequence."""
+        """Token ids [T] -> hidden states [T, H] after the final norm. Without `packing`: one sequence.
+        `ops`: others than the device's, a layer each."""
         packing = packing or Packing.of([ids_T.shape[0]], device=ids_T.device)
         step = self._step(packing, routing)
         x: Tensor = self.embed_tokens(ids_T)
         for i, layer in enumerate(self.layers):
             caches = (state.kv[i], state.conv[i], state.delta[i]) if state else (None, None, None)
-            x = layer(x, step, *caches)
+            x = layer(x, replace(step, ops=ops[i]) if ops else step, *caches)
         hidden: Tensor = self.norm(x, step.ops)
         return hidden
 

@@ -9,7 +9,7 @@ import torch
 
 from qnext.kernels.packed import dequantise
 from qnext.model.conversion import convert
-from qnext.model.network import load_network
+from qnext.model.network import load_network, network_of
 from qnext.model.packed_network import PackedQwen3Next
 from qnext.model.qwen3_next import Qwen3Next
 from qnext.model.scheme import Scheme
@@ -68,3 +68,21 @@ def test_what_is_packed_is_not_rounded_again(tmp_path: Path) -> None:
     convert(saved(tmp_path / "x"), tmp_path / "packed", Scheme("int8"))
     with pytest.raises(ValueError, match="packed already"):
         load_network(tmp_path / "packed", quantize="int4")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_model_in_memory_becomes_what_its_checkpoint_would(
+    tmp_path: Path, dtype: torch.dtype, packs: bool
+) -> None:
+    model = tiny_model(**(SHAPE if packs else {})).train().requires_grad_(True)
+    model.to(dtype).save_pretrained(tmp_path / "x")
+    made, loaded = network_of(model, dtype=dtype), load_network(tmp_path / "x")
+    assert type(made) is type(loaded) and isinstance(made, PackedQwen3Next) == packs
+    with torch.no_grad():
+        ids = token_ids(9)
+        found = made.logits(made(ids)).clone()
+        assert torch.equal(found, loaded.logits(loaded(ids)))
+        for weight in model.parameters():  # it goes on learning, and what was made of it does not change
+            weight.zero_()
+        assert torch.equal(found, made.logits(made(ids)))
