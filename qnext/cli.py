@@ -176,6 +176,7 @@ def warmup(options: Options) -> None:
 
 def train(options: Options) -> None:
     """Train a recipe, with a progress bar; a run that was stopped goes on. Or plan it, or draw its losses."""
+    from .actor import EngineActor
     from .train.curve import draw
     from .train.planner import plan
     from .train.recipe import Recipe
@@ -186,7 +187,8 @@ def train(options: Options) -> None:
             "\n".join(f"{label:<12}{text}" for label, text in plan(options.recipe, options.overrides))
         )
     leads = os.environ.get("RANK", "0") == "0"
-    if (options.curve or train(options.recipe, options.overrides, _console())) and leads:
+    run = not options.curve and train(options.recipe, options.overrides, _console(), EngineActor.open)
+    if (options.curve or run) and leads:
         recipe = Recipe.load(options.recipe, options.overrides)
         print(draw(recipe.output, recipe.name))
 

@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "llm": {"engine", "text", "models"},
     "server": {"engine", "text", "config", "version"},
     "examinee": {"llm", "engine", "evals"},
+    "actor": {"engine", "model", "train"},
     "terminal": {"llm", "engine", "text"},
     "arguments": {"version"},
 }

@@ -35,10 +35,15 @@ FAMILIES: dict[str, tuple[Family, float]] = {
 _BESIDE_TOOLS = frozenset({"story", "manners", "memory", "arithmetic", "recall", "far_recall", "languages"})
 _SMALL_TALK: tuple[Family, ...] = (manners.make, manners.make, facts.capital, facts.plain_words)
 _EARLIER: tuple[Family, ...] = (*_SMALL_TALK, facts.small_table, languages.make, arithmetic.make)
+# Asked by name only, and by themselves: what a run may drill.
+DRILLS: dict[str, Family] = {"sums": arithmetic.two_digit_sum}
 
 
 def compose(rng: Random, setting: Setting, family: str = "") -> Dialogue:
-    """A conversation of one to four exchanges; `family` names that of the last one, else it is drawn."""
+    """A conversation of one to four exchanges; `family` names that of the last one, else it is drawn. A drill
+    is one exchange alone."""
+    if family in DRILLS:
+        return DRILLS[family](rng, setting)
     name = family or rng.choices(list(FAMILIES), [share for _, share in FAMILIES.values()])[0]
     dialogue = FAMILIES[name][0](rng, setting)
     if name == "facts" and rng.random() < 0.2:  # what no tool could tell, with tools beside it

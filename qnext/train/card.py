@@ -19,7 +19,8 @@ _NOTE = (
 def write_card(
     path: Path, recipe: Recipe, model: Qwen3Next, metrics: dict[str, float], heldout: float | None
 ) -> None:
-    """Write the card to the file `path`. `metrics` is the last logged line, `heldout` nats per token."""
+    """Write the card to the file `path`. `metrics` is the last logged line, `heldout` nats per token, or,
+    with [rl], the share of right answers."""
     sections = [
         f"# {recipe.name}\n\n{recipe.description}".rstrip(),
         _NOTE,
@@ -71,8 +72,16 @@ def _training(recipe: Recipe, metrics: dict[str, float], heldout: float | None) 
         f"- {recipe.schedule.steps} steps {started}, {metrics['tokens'] / 1e6:.2f} M tokens, "
         f"{metrics['seconds'] / 60:.0f} minutes on {recipe.threads} {recipe.device} thread(s)",
         f"- learning rates: Muon {recipe.optim.muon_lr:g} for matrices, AdamW {recipe.optim.adamw_lr:g} else",
-        f"- last training loss {metrics['nll']:.3f} nats per token",
     ]
+    if recipe.rl:
+        lines.append(
+            f"- reinforcement by {recipe.rl.algorithm.upper()}, {recipe.rl.group} answers to a question; "
+            f"last rate of right answers {metrics['pass_rate']:.1%}"
+        )
+        if heldout is not None:
+            lines.append(f"- right answers to held-out questions {heldout:.1%}")
+        return "\n".join(lines)
+    lines.append(f"- last training loss {metrics['nll']:.3f} nats per token")
     if heldout is not None:
         lines.append(f"- held-out loss {heldout:.3f} nats per token")
     if "mtp_acceptance" in metrics:

@@ -1,4 +1,5 @@
-"""The loss curve: a run's metrics as a chart for the terminal and as a page of its own.
+"""The curve of a run, its losses or its share of right answers, as a chart for the terminal and as a page of
+its own.
 
 The command line draws it when a run ends, or from a run that goes on. Invariant: it reads the metrics file
 alone, so that drawing never touches a run.
@@ -14,7 +15,13 @@ from .metrics import Metrics, MetricsFile
 
 PAGE = "curve.html"
 # What is drawn, in order, with its sign in the terminal and its colour on the page.
-LINES = {"nll": ("*", "#1f77b4"), "heldout_nll": ("o", "#d62728"), "mtp_nll": (".", "#2ca02c")}
+LINES = {
+    "nll": ("*", "#1f77b4"),
+    "heldout_nll": ("o", "#d62728"),
+    "mtp_nll": (".", "#2ca02c"),
+    "pass_rate": ("*", "#1f77b4"),
+    "heldout_pass_rate": ("o", "#d62728"),
+}
 
 Points = list[tuple[float, float]]
 
@@ -51,7 +58,7 @@ def chart(curves: dict[str, Points], width: int = 72, height: int = 16) -> str:
     steps = f"{left:<{width // 2}.0f}{right:>{width - width // 2}.0f}"
     return "\n".join(
         [row + "".join(line).rstrip() for row, line in zip(rows, cells, strict=True)]
-        + [" " * 10 + steps, " " * 10 + f"step; nats per token: {legend}"]
+        + [" " * 10 + steps, " " * 10 + f"step; {unit(curves)}: {legend}"]
     )
 
 
@@ -72,10 +79,16 @@ def page(curves: dict[str, Points], title: str, width: int = 800, height: int = 
     return (
         f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<body style="font-family:sans-serif"><h1>{html.escape(title)}</h1>'
-        f"<p>Nats per token, {low:.3f} to {high:.3f}, over steps {left:.0f} to {right:.0f}. {legend}</p>"
+        f"<p>{unit(curves).capitalize()}, {low:.3f} to {high:.3f}, over steps {left:.0f} to {right:.0f}. "
+        f"{legend}</p>"
         f'<svg viewBox="0 0 {width} {height}" width="{width}" style="border:1px solid #ccc">'
         f"{''.join(shapes)}</svg>\n"
     )
+
+
+def unit(curves: dict[str, Points]) -> str:
+    """What the curves of one run are measured in."""
+    return "share of right answers" if "pass_rate" in curves else "nats per token"
 
 
 def _bounds(curves: dict[str, Points]) -> tuple[float, float, float, float]:

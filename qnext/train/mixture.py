@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from qnext.synthetic.chat import FAMILIES, compose
+from qnext.synthetic.chat import DRILLS, FAMILIES, compose
 from qnext.synthetic.dialogue import Setting
 from qnext.text.chat import Chat
 
@@ -37,10 +37,10 @@ _WAITING = 8  # examples kept for the next row when they do not fit into this on
 class Part:
     """One part of the mixture; `weight` is its share of the tokens.
 
-    kind: "chat" (made conversations; `family` names one family, empty for all; `path` a folder with the
-    stories to tell, or empty), "conversations" (JSON lines of messages), or a kind of document ("stories",
-    "lower_stories", "passages", "pairs"). `path` is relative to the data root. heldout: the share kept from
-    training.
+    kind: "chat" (made conversations; `family` names one family or drill, empty for all families; `path` a
+    folder with the stories to tell, or empty), "conversations" (JSON lines of messages), or a kind of
+    document ("stories", "lower_stories", "passages", "pairs"). `path` is relative to the data root. heldout:
+    the share kept from training.
     """
 
     kind: str
@@ -57,8 +57,9 @@ class Part:
             raise ValueError(f"weight is {self.weight}: give a share above 0, or leave the part out")
         if self.kind != "chat" and not self.path:
             raise ValueError(f"path is missing: a part of kind {self.kind!r} is read from a file")
-        if self.family and self.family not in FAMILIES:
-            raise ValueError(f"family {self.family!r} is unknown: use one of {', '.join(FAMILIES)}")
+        families = ("", *FAMILIES, *DRILLS)
+        if self.family not in families:
+            raise ValueError(f"family {self.family!r} is unknown: use one of {', '.join(families[1:])}")
 
 
 @dataclass(frozen=True)

@@ -62,3 +62,9 @@ def recompute_layers(model: Qwen3Next) -> None:
     for layer in model.layers:
         again = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
         layer.forward = again
+
+
+def autocast(recipe: Recipe) -> torch.autocast:
+    """Matrix products in the recipe's numbers."""
+    kind = recipe.device.split(":")[0]
+    return torch.autocast(kind, torch.bfloat16, enabled=recipe.dtype == "bfloat16")

@@ -4,6 +4,7 @@ The trainer reads it, the model card quotes it. Invariant: a recipe that exists 
 same data, machine and number of threads it always gives the same weights.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,8 +67,57 @@ class LossSettings:
 
 
 @dataclass(frozen=True)
+class RLSettings:
+    """Reinforcement: answers are drawn from the model itself, judged, and made more or less likely.
+
+    A step draws `group` answers, of at most `max_tokens` each, to each of `prompts` questions, and learns
+    from them in `updates` steps of the optimiser, a share of the answers each. `algorithm`: "gspo" weighs a
+    whole answer by its length-normalised likelihood ratio, "grpo" each token by its own; beyond 1 -
+    `clip_low` and 1 + `clip_high` a ratio earns nothing (None: 3e-4 and 4e-4 for gspo, 0.2 and 0.2 for grpo).
+    `scale_advantages` divides a group's advantages by the deviation of its rewards. An answer that is right
+    earns 1, one that closes its thought and ends earns `format` (more). `kl` weighs the distance from the
+    starting weights. `replay`: the experts that each token went through when it was drawn are used when it is
+    learned. `at_once` answers are written at the same time.
+    """
+
+    algorithm: Literal["gspo", "grpo"] = "gspo"
+    prompts: int = 16
+    group: int = 8
+    updates: int = 1
+    max_tokens: int = 256
+    temperature: float = 1.0
+    clip_low: float | None = None
+    clip_high: float | None = None
+    scale_advantages: bool = True
+    format: float = 0.1
+    kl: float = 0.0
+    replay: bool = True
+    at_once: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("prompts", "updates", "max_tokens", "at_once"):
+            _at_least(name, getattr(self, name), 1)
+        if self.group < 2:
+            raise ValueError(f"group is {self.group}: give 2 or more, an answer is judged against its group")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}: give more than 0, answers must differ")
+        for name in ("format", "kl", "clip_low", "clip_high"):
+            _at_least(name, getattr(self, name) or 0.0, 0)
+        if (self.clip_low or 0) > 1:
+            raise ValueError(f"clip_low is {self.clip_low}: give 0 to 1, a ratio is never below 0")
+
+    @property
+    def clip(self) -> tuple[float, float]:
+        """How far below and above 1 a ratio still counts."""
+        usual = (3e-4, 4e-4) if self.algorithm == "gspo" else (0.2, 0.2)
+        low, high = self.clip_low, self.clip_high
+        return usual[0] if low is None else low, usual[1] if high is None else high
+
+
+@dataclass(frozen=True)
 class Heldout:
-    """Text that is never learned from, and how many of its batches an evaluation reads."""
+    """Data that is never learned from, and how many of its batches (with [rl]: steps' questions) an
+    evaluation reads."""
 
     data: DataSpec
     batches: int = 4
@@ -90,7 +140,8 @@ class Recipe:
     """A training run, from the checkpoint directory `init` or from fresh weights of the shape `model`.
 
     `model` holds `config.json` fields plus `mtp_layers`. `tokenizer` is a directory of tokenizer and
-    generation files: vocabulary size and token ids come from it, and an exported checkpoint gets them.
+    generation files: vocabulary size and token ids come from it, and an exported checkpoint gets them. With
+    `rl` the data are questions to answer; without, texts to predict.
     """
 
     name: str
@@ -104,6 +155,7 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     optim: OptimSettings = field(default_factory=OptimSettings)
     loss: LossSettings = field(default_factory=LossSettings)
+    rl: RLSettings | None = None
     mesh: MeshSettings = field(default_factory=MeshSettings)
     heldout: Heldout | None = None
     licences: tuple[Licence, ...] = ()
@@ -123,9 +175,33 @@ class Recipe:
             )
         if not self.init and not self.model:
             raise ValueError("give init (a checkpoint to start from) or model (the shape of fresh weights)")
+        if self.rl:
+            self._check_rl(self.rl)
         for name in ("threads", "log_every", "eval_every"):
             _at_least(name, getattr(self, name), 1)
         _at_least("save_every_minutes", self.save_every_minutes, 0)
+
+    def _check_rl(self, rl: RLSettings) -> None:
+        """Raises ValueError for what reinforcement cannot do, or would not obey."""
+        if not self.init:
+            raise ValueError("[rl] goes on from a model that answers questions: give init in place of model")
+        specs = {"data": self.data, **({"heldout.data": self.heldout.data} if self.heldout else {})}
+        for table, spec in specs.items():
+            if any(part.kind != "chat" for part in spec.parts):
+                raise ValueError(
+                    f"{table}.parts: [rl] asks what a checker can judge: give parts of kind 'chat'"
+                )
+            if rl.max_tokens >= spec.max_length:
+                raise ValueError(
+                    f"rl.max_tokens is {rl.max_tokens}, {table}.max_length {spec.max_length}: a question "
+                    "and its answer must fit, lower the one or raise the other"
+                )
+        if self.loss != LossSettings():
+            raise ValueError("[loss] is for texts to predict: leave it out beside [rl]")
+        if self.mesh.size > 1 or self.schedule.accumulate > 1:
+            raise ValueError(
+                "[rl] learns in one process and cuts its own rows: leave out mesh and schedule.accumulate"
+            )
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> "Recipe":

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from qnext.synthetic.chat import FAMILIES, compose
+from qnext.synthetic.chat import DRILLS, FAMILIES, compose
 from qnext.synthetic.dialogue import Dialogue, Setting, ask, check, contains
 from qnext.synthetic.slots import article, draw, fill, listing, request, share, table, vary, words
 from qnext.text.messages import ToolCall
@@ -23,11 +23,12 @@ STORIES = (
 SETTINGS = [Setting(heldout, thinking, STORIES) for heldout in (False, True) for thinking in (False, True)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *DRILLS])
 def test_a_family_keeps_the_contract(family: str) -> None:
     for number in range(150):
         for setting in SETTINGS:
-            dialogue = FAMILIES[family][0](Random(number), setting)
+            make = DRILLS.get(family) or FAMILIES[family][0]
+            dialogue = make(Random(number), setting)
             roles = [message.role for message in dialogue.messages]
             assert roles[0] == "user" and roles[-1] == "assistant"
             assert all(one != other for one, other in pairwise(roles))

@@ -44,3 +44,16 @@ def test_a_run_is_drawn_into_its_folder(tmp_path: Path) -> None:
     lines = [line.attrib["points"].split() for line in ElementTree.fromstring(svg[0])]
     assert [len(points) for points in lines] == [7, 7]
     assert lines[0][-1] == "800.0,400.0" and lines[1][0] == "0.0,0.0"
+
+
+def test_right_answers_are_no_nats(tmp_path: Path) -> None:
+    metrics = MetricsFile(tmp_path)
+    for line in (
+        {"step": 1.0, "pass_rate": 0.25},
+        {"step": 2.0, "heldout_pass_rate": 0.5, "pass_rate": 0.75},
+    ):
+        metrics.add(line)
+    chart = curve.draw(tmp_path, "sums")
+    assert "step; share of right answers: * pass_rate 0.750, o heldout_pass_rate 0.500" in chart
+    page = (tmp_path / "curve.html").read_text()
+    assert "<p>Share of right answers, 0.250 to 0.750, over steps 1 to 2." in page

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from qnext.model.config import ModelConfig
+from qnext.train.mesh import MeshSettings
 from qnext.train.mixture import DataSpec, Part
-from qnext.train.recipe import Heldout, LossSettings, Recipe, Schedule
+from qnext.train.recipe import Heldout, LossSettings, Recipe, RLSettings, Schedule
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
@@ -71,11 +72,59 @@ def test_nonsense_is_refused(changes: dict[str, Any], message: str) -> None:
         (Schedule, {"steps": 1, "decay_fraction": 1.5}, "decay_fraction"),
         (LossSettings, {"router": -0.1}, "router"),
         (Heldout, {"data": None, "batches": 0}, "batches"),
+        (RLSettings, {"group": 1}, "group is 1: give 2 or more, an answer is judged against its group"),
+        (RLSettings, {"prompts": 0}, "prompts must be 1"),
+        (RLSettings, {"updates": 0}, "updates must be 1"),
+        (RLSettings, {"max_tokens": 0}, "max_tokens must be 1"),
+        (RLSettings, {"at_once": 0}, "at_once must be 1"),
+        (RLSettings, {"temperature": 0.0}, "temperature is 0.0: give more than 0, answers must differ"),
+        (RLSettings, {"temperature": float("inf")}, "temperature is inf"),
+        (RLSettings, {"format": -0.1}, "format must be 0"),
+        (RLSettings, {"kl": -1.0}, "kl must be 0"),
+        (RLSettings, {"clip_low": -0.1}, "clip_low must be 0"),
+        (RLSettings, {"clip_low": 1.5}, "clip_low is 1.5: give 0 to 1"),
+        (RLSettings, {"clip_high": -0.1}, "clip_high must be 0"),
     ],
 )
 def test_nonsense_in_a_part_is_refused(cls: Any, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cls(**fields)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"init": None, "model": {"hidden_size": 24}},
+            r"\[rl\] goes on from a model that answers questions: give init",
+        ),
+        (
+            {"data": DataSpec((Part("stories", 1.0, path="x"),))},
+            r"data\.parts: \[rl\] asks what a checker can judge",
+        ),
+        (
+            {"heldout": Heldout(DataSpec((Part("conversations", 1.0, path="x"),)))},
+            r"heldout\.data\.parts: \[rl\] asks",
+        ),
+        (
+            {"data": DataSpec((Part("chat", 1.0),), max_length=256)},
+            r"rl\.max_tokens is 256, data\.max_length 256",
+        ),
+        ({"loss": LossSettings(z=1e-3)}, r"\[loss\] is for texts to predict: leave it out"),
+        ({"mesh": MeshSettings(shard=2)}, r"\[rl\] learns in one process"),
+        ({"schedule": Schedule(3, accumulate=2)}, r"leave out mesh and schedule\.accumulate"),
+    ],
+)
+def test_reinforcement_refuses_what_it_would_not_obey(changes: dict[str, Any], message: str) -> None:
+    fields: dict[str, Any] = {"init": Path("start"), "model": {}, "rl": RLSettings()}
+    recipe(**fields)
+    with pytest.raises(ValueError, match=message):
+        recipe(**{**fields, **changes})
+
+
+def test_clips_are_those_of_the_algorithm_unless_given() -> None:
+    assert RLSettings().clip == (3e-4, 4e-4) and RLSettings(algorithm="grpo").clip == (0.2, 0.2)
+    assert RLSettings(clip_low=0.0, clip_high=0.5).clip == (0.0, 0.5)
 
 
 def test_mistakes_name_file_and_key(tmp_path: Path) -> None:
@@ -99,4 +148,6 @@ def test_our_recipes_can_be_read(path: Path) -> None:
 
 
 def test_we_ship_recipes() -> None:
-    assert {"tiny-base", "tiny-instruct", "tiny-thinking"} <= {path.stem for path in RECIPES}
+    assert {"tiny-base", "tiny-instruct", "tiny-thinking", "tiny-rl-start", "tiny-rl"} <= {
+        path.stem for path in RECIPES
+    }

@@ -15,7 +15,7 @@ from rich.console import Console
 from tokenizers.pre_tokenizers import ByteLevel
 
 from qnext.model.qwen3_next import Qwen3Next
-from qnext.train import checkpoint, trainer
+from qnext.train import checkpoint, supervised, trainer
 from qnext.train.batch import Batch
 from qnext.train.mixture import DataSpec, Part
 from qnext.train.recipe import Heldout, Recipe, Schedule
@@ -53,7 +53,7 @@ def write_tokenizer(folder: Path, size: int = VOCABULARY) -> Path:
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A toy recipe whose data source is the toy one."""
-    monkeypatch.setattr(trainer, "open_source", lambda spec, folder, seed: ToySource(seed))
+    monkeypatch.setattr(supervised, "open_source", lambda spec, folder, seed: ToySource(seed))
     return Recipe(
         name="toy",
         output=tmp_path / "run",
@@ -75,10 +75,10 @@ def stop_after(run: Trainer, steps: int) -> None:
     """Have `run` receive SIGTERM while it takes the step of this number."""
     take = run._train_step
 
-    def step(tally: Any) -> float:
+    def step() -> float:
         if run.step == steps - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return take(tally)
+        return take()
 
     run._train_step = step  # type: ignore[method-assign]
 
@@ -86,10 +86,10 @@ def stop_after(run: Trainer, steps: int) -> None:
 def test_it_learns_and_reports(recipe: Recipe) -> None:
     shown: list[int] = []
     run = Trainer(replace(recipe, schedule=Schedule(60, warmup_steps=5), eval_every=60))
-    before = run.evaluate()
+    before = run.stage.evaluate()
     path = run.run(lambda step, _: shown.append(step))
     lines = metrics(recipe.output)
-    assert lines[-1] == {"step": 60, "heldout_nll": pytest.approx(run.evaluate(), rel=1e-5)}
+    assert lines[-1] == {"step": 60, "heldout_nll": pytest.approx(run.stage.evaluate(), rel=1e-5)}
     assert lines[-1]["heldout_nll"] < before - 1
     assert shown == [line["step"] for line in lines[:-1]] == list(range(4, 61, 4))
     assert lines[0]["tokens"] == 4 * 64 and lines[0]["seconds"] > 0 and lines[0]["router"] > 0
@@ -158,7 +158,7 @@ def test_saves_by_the_clock(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> 
 def test_accumulated_batches_count_as_one_step(recipe: Recipe) -> None:
     run = Trainer(replace(recipe, schedule=Schedule(2, accumulate=3)))
     run.run()
-    assert run.tokens == 2 * 3 * 64 and run.source.state_dict() == {"count": 6}
+    assert run.stage.tokens == 2 * 3 * 64 and run.stage.state_dict()["source"] == {"count": 6}
 
 
 def test_a_broken_loss_stops_the_run_and_keeps_the_checkpoint(recipe: Recipe) -> None:
@@ -193,7 +193,7 @@ def test_a_wrong_model_table_is_named(recipe: Recipe) -> None:
 
 def test_masked_batches_do_no_harm(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Trainer(recipe)
-    monkeypatch.setattr(run.source, "next", lambda: Batch(torch.zeros(5).long(), torch.zeros(5), (5,)))
+    monkeypatch.setattr(run.stage.source, "next", lambda: Batch(torch.zeros(5).long(), torch.zeros(5), (5,)))
     assert run.run() is not None
     assert run.last["nll"] == 0
 

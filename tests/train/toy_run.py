@@ -11,14 +11,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qnext.train import trainer
+from qnext.train import supervised, trainer
 
 from .toy import ToySource
 
 
 def main(recipe: str, overrides: Sequence[str]) -> int:
     """Train the recipe; returns the exit code."""
-    trainer.open_source = lambda spec, folder, seed: ToySource(seed)
+    supervised.open_source = lambda spec, folder, seed: ToySource(seed)
     try:
         trainer.train(Path(recipe), overrides)
     except ValueError as error:
