@@ -129,7 +129,10 @@ def serve(home: Path, http: Any) -> None:
 
     app.router.routes.append(Route("/measured", measured))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", http=http))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    # named as TCP, as uvicorn's own is: else asyncio leaves Nagle's algorithm on
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1024)
         print(listener.getsockname()[1], keys.create()[1], flush=True)
         server.run(sockets=[listener])
 
