@@ -36,10 +36,11 @@ import torch
 
 from qnext.model.config import ModelConfig
 from qnext.model.qwen3_next import Qwen3Next
-from qnext.train import trainer
 from qnext.train.batch import Batch
 from qnext.train.mixture import DataSpec, Part
 from qnext.train.recipe import LossSettings, Recipe, Schedule
+from qnext.train.supervised import Supervised
+from qnext.train.trainer import Trainer
 
 from .peers import process
 
@@ -109,25 +110,26 @@ class Ours:
     """Our trainer on a checkpoint, with a weight of the MTP loss."""
 
     def __init__(self, checkpoint: Path, output: Path, load: Load, mtp: float) -> None:
-        trainer.open_source = lambda *_: Rows(load)  # type: ignore[attr-defined]
         recipe = Recipe(
             name="ours",
             output=output,
             tokenizer=TOKENIZER,
             init=checkpoint,
             schedule=Schedule(steps=10**6),
-            data=DataSpec((Part("chat", 1.0),)),
+            data=DataSpec((Part("chat", 1.0),), template="instruct"),  # read by nobody
             loss=LossSettings(mtp_start=mtp, mtp_end=mtp),
             dtype=load.dtype,  # type: ignore[arg-type]
             threads=load.threads,
         )
-        self.trainer, self.side = trainer.Trainer(recipe), Side()
+        self.trainer, self.side = Trainer(recipe), Side()
+        assert isinstance(self.trainer.stage, Supervised)
+        self.trainer.stage.source = Rows(load)
         self._step, self.trainer.optimizer.step = self.trainer.optimizer.step, self._noted  # type: ignore[method-assign]
 
     def step(self) -> None:
         torch.set_flush_denormal(True)  # as our trainer has it; the peer's has not
         self._begun = time.perf_counter()
-        self.trainer._train_step(trainer.loss.Tally())
+        self.trainer._train_step()
         self.side.seconds.append(time.perf_counter() - self._begun)
         torch.set_flush_denormal(False)
 
