@@ -236,4 +236,6 @@ def tools_on_offer(params: Params) -> tuple[dict[str, Any], ...]:
         name = function.get("name")
         if not isinstance(name, str) or not _TOOL_NAME.fullmatch(name):
             raise invalid(f"tools[{i}].function.name must be 1 to 64 of [A-Za-z0-9_-]", f"tools[{i}]")
+        if not isinstance(function.get("description", ""), str | None):
+            raise invalid(f"tools[{i}].function.description must be a text", f"tools[{i}]")
     return () if params.get("tool_choice") == "none" else tuple(tools)

@@ -21,7 +21,7 @@ def test_two_stories() -> None:
     original, caches = Pace.judged, {"max_sequences": 1, "cache_bytes": 1 << 26}
     with (
         LLM("tiny-instruct", engine=EngineConfig(draft_tokens=0, **caches)) as plain,
-        LLM("tiny-instruct", engine=EngineConfig(draft_tokens=3, **caches)) as guessing,
+        LLM("tiny-instruct", engine=EngineConfig(draft_tokens=3, fixed_drafts=True, **caches)) as guessing,
         watched() as judged,
     ):
         found = measure(plain, guessing, judged, 0.7, 2)

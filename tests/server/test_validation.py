@@ -94,6 +94,10 @@ REFUSED = [
     ({"tools": "f"}, "'tools' must be a list"),
     ({"tools": [{"type": "function"}]}, "tools[0] must be"),
     ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name must be"),
+    (
+        {"tools": [{"function": {"name": "f", "description": 0}}]},
+        "tools[0].function.description must be a text",
+    ),
 ]
 
 
