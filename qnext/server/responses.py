@@ -135,6 +135,8 @@ def _tool(raw: Any, where: str) -> dict[str, Any]:
     if kind != "function":
         words = "only tools of type function, which the client runs, are served"
         raise invalid(f"{where} is of type {kind!r}: {words}", f"{where}.type")
+    if not isinstance(raw.get("strict"), bool | None):
+        raise invalid(f"{where}.strict must be true or false", f"{where}.strict")
     named = {name: raw[name] for name in ("name", "description", "parameters") if raw.get(name) is not None}
     return {"type": "function", "function": named}
 

@@ -238,4 +238,6 @@ def tools_on_offer(params: Params) -> tuple[dict[str, Any], ...]:
             raise invalid(f"tools[{i}].function.name must be 1 to 64 of [A-Za-z0-9_-]", f"tools[{i}]")
         if not isinstance(function.get("description", ""), str | None):
             raise invalid(f"tools[{i}].function.description must be a text", f"tools[{i}]")
+        if not isinstance(function.get("parameters", {}), Mapping | None):
+            raise invalid(f"tools[{i}].function.parameters must be a JSON schema, an object", f"tools[{i}]")
     return () if params.get("tool_choice") == "none" else tuple(tools)

@@ -98,6 +98,10 @@ REFUSED = [
         {"tools": [{"function": {"name": "f", "description": 0}}]},
         "tools[0].function.description must be a text",
     ),
+    (
+        {"tools": [{"function": {"name": "f", "parameters": 0}}]},
+        "tools[0].function.parameters must be a JSON schema",
+    ),
 ]
 
 
