@@ -57,8 +57,10 @@ class BatchRunner:
                         self._look(await asyncio.to_thread(self._batches.unfinished))
                 except Exception:
                     _LOG.exception("the batches could not be looked at")
+                # not wait_for: before Python 3.12 it loses a cancel that comes together with news
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), _LOOK_SECONDS)
+                    async with asyncio.timeout(_LOOK_SECONDS):
+                        await self._news.wait()
                 self._news.clear()
         finally:
             jobs = [work for _, work in self._jobs.values()]

@@ -273,6 +273,20 @@ def test_a_lost_input_fails_its_batch(office: Office) -> None:
     asyncio.run(work())
 
 
+def test_a_stop_is_not_lost_among_news(office: Office) -> None:
+    async def work() -> None:
+        for turns in range(6):  # of the event loop between the news and the stop
+            runner = office.runner()
+            async with asyncio.timeout(5):
+                async with runner.running():
+                    await asyncio.sleep(0.05)
+                    runner.wake()
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+
+    asyncio.run(work())
+
+
 def test_a_disk_that_is_full_for_a_while(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         batch = office.create(3)
