@@ -47,7 +47,10 @@ _NOT_HERE = {
     "conversation": "conversations are not served: go on with previous_response_id",
     "prompt": "prompt templates are not served: send instructions and input",
 }
-_CHOICE = '"none", "auto", "required", {"type": "function", "name": …} or {"type": "allowed_tools", …}'
+_CHOICE = (
+    '"none", "auto", "required", {"type": "function", "name": …} or {"type": "allowed_tools", '
+    '"mode": "auto" or "required", "tools": [objects with a name]}'
+)
 
 
 def parse(
@@ -111,23 +114,30 @@ def _prompt(body: Params, items: Sequence[Item], rules: Rules) -> Conversation:
 
 def _offer(body: Params) -> dict[str, Any]:
     """`tools` and `tool_choice` as chat completions have them."""
-    raw, choice = body.get("tools"), body.get("tool_choice")
+    raw = body.get("tools")
     if raw is not None and not isinstance(raw, list):
         raise invalid("'tools' must be a list of tools", "tools")
     tools = [_tool(tool, f"tools[{i}]") for i, tool in enumerate(raw or [])]
-    if isinstance(choice, Mapping):
-        match choice.get("type"):
-            case "function":
-                choice = {"type": "function", "function": {"name": choice.get("name")}}
-            case "allowed_tools" if isinstance(choice.get("tools"), list):
-                allowed = [each.get("name") for each in choice["tools"] if isinstance(each, Mapping)]
-                tools = [tool for tool in tools if tool["function"]["name"] in allowed]
-                choice = choice.get("mode", "auto")
-            case _:
-                raise invalid(f"'tool_choice' must be {_CHOICE}", "tool_choice")
-    if isinstance(choice, str) and choice not in ("none", "auto", "required"):
-        raise invalid(f"'tool_choice' must be {_CHOICE}", "tool_choice")
+    try:
+        tools_on_offer({"tools": tools})  # those that are not allowed this time are looked at, too
+    except ApiError as error:
+        raise renamed(error, _NAMES) from None
+    tools, choice = _choose(tools, body.get("tool_choice"))
     return {"tools": tools or None, "tool_choice": choice}
+
+
+def _choose(tools: list[dict[str, Any]], choice: Any) -> tuple[list[dict[str, Any]], Any]:
+    """The tools that may be called, and `tool_choice` as chat completions have it."""
+    match choice:
+        case None | "none" | "auto" | "required":
+            return tools, choice
+        case {"type": "function", "name": str(name)}:
+            return tools, {"type": "function", "function": {"name": name}}
+        case {"type": "allowed_tools", "tools": list(allowed)} if all(isinstance(x, dict) for x in allowed):
+            names, mode = [each.get("name") for each in allowed], choice.get("mode", "auto")
+            if mode in ("auto", "required"):
+                return [tool for tool in tools if tool["function"]["name"] in names], mode
+    raise invalid(f"'tool_choice' must be {_CHOICE}", "tool_choice")
 
 
 def _tool(raw: Any, where: str) -> dict[str, Any]:
