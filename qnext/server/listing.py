@@ -1,7 +1,7 @@
 """What the query of a list asks for: numbers, choices and times, and refusals that name the parameter.
 
-Called by the routes that list files, batches and tasks. Invariant: pure functions; what is absent or empty is
-the default.
+Called by the routes that list files, batches and tasks. Invariant: pure functions; what is absent is the
+default, and an empty number or choice is a wrong one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Query = Mapping[str, str]
 
 def whole_number(query: Query, name: str, default: int, most: int) -> int:
     """From 1 to `most`."""
-    text = query.get(name) or str(default)
+    text = query.get(name, str(default))
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= most and len(text) < 10):
         raise invalid(f"Range of {name} should be [1, {most}]", name)
     return int(text)
@@ -28,7 +28,7 @@ def page(query: Query) -> tuple[int, int]:
 
 
 def choice(query: Query, name: str, allowed: Collection[str], default: str) -> str:
-    text = query.get(name) or default
+    text = query.get(name, default)
     if text not in allowed:
         raise invalid(f"{name} should be one of {sorted(allowed)}", name)
     return text

@@ -111,11 +111,15 @@ def _response_format(wanted: object) -> TextForm | None:
             return TextForm("schema", ANY_OBJECT, "response_format")
         case "json_schema":
             wrapped = wanted.get("json_schema")
-            schema = wrapped.get("schema") if isinstance(wrapped, Mapping) else None
-            if not isinstance(schema, Mapping):
+            if not isinstance(wrapped, Mapping) or not isinstance(wrapped.get("schema"), Mapping):
                 words = 'must be {"name": …, "schema": …}, the schema an object'
                 raise GrammarError("response_format", f"response_format.json_schema {words}")
-            return TextForm("schema", _dump(schema, "response_format"), "response_format")
+            for name, kind, words in (("name", str, "a text"), ("strict", bool, "true or false")):
+                if not isinstance(wrapped.get(name), kind | None):
+                    raise GrammarError(
+                        "response_format", f"response_format.json_schema.{name} must be {words}"
+                    )
+            return TextForm("schema", _dump(wrapped["schema"], "response_format"), "response_format")
     raise GrammarError("response_format", _UNKNOWN_FORMAT)
 
 

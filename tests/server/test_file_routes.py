@@ -182,6 +182,14 @@ def test_a_bad_form_is_told_what_is_wrong(http: httpx.Client, name: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("query", "name"), [("limit=", "limit"), ("limit=0", "limit"), ("order=", "order"), ("order=up", "order")]
+)
+def test_a_wrong_query_is_refused_by_name(http: httpx.Client, query: str, name: str) -> None:
+    answer = http.get(f"{COMPAT}?{query}")
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == name, answer.text
+
+
+@pytest.mark.parametrize(
     ("sent", "kept"),
     [
         ("../../etc/passwd", "passwd"),

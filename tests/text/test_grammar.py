@@ -88,6 +88,16 @@ ODD = [{"type": "function", "function": {"name": "f", "parameters": {"type": "ar
             "response_format",
             "the schema an object",
         ),
+        (
+            {"response_format": {**WRAPPED, "json_schema": {"schema": {}, "name": 0}}},
+            "response_format",
+            "a text",
+        ),
+        (
+            {"response_format": {**WRAPPED, "json_schema": {"schema": {}, "strict": "yes"}}},
+            "response_format",
+            "strict must be true or false",
+        ),
         ({"structured_outputs": []}, "structured_outputs", "one of json, json_object, regex, choice"),
         ({"structured_outputs": {"grammar": "x"}}, "structured_outputs", "one of json"),
         ({"structured_outputs": {"json": {}, "regex": "a"}}, "structured_outputs", "one of json"),
