@@ -21,6 +21,7 @@ from types import TracebackType
 
 import torch
 
+from qnext.kernels.cpu.team import leave_cores_to_kernels
 from qnext.model.network import Network, load_network
 from qnext.model.packed_network import Activations
 
@@ -183,6 +184,8 @@ class Engine:
             self._news.notify()
 
     def _loop(self) -> None:
+        if self._steps.runner.model.own_threads:
+            leave_cores_to_kernels()
         try:
             while self._take_news():
                 self._hand_out(self._steps.step())

@@ -16,8 +16,6 @@ from .second_tier import SecondTier
 from .sequence import Sequence
 from .stream import Stream
 
-UNREAD = 64  # hidden states that wait for the MTP head while nothing is guessed
-
 
 class Keeper:
     """A state is kept at a sequence's marks, every `stride` tokens, and at its end."""
@@ -38,18 +36,12 @@ class Keeper:
         return bool(piece.saves) or ((ends or far) and sequence.computed > sequence.kept)
 
     def unread(self, pieces: list[Piece], ended: Container[Stream]) -> list[Sequence]:
-        """Whose hidden states the MTP head has to see now, before they are kept and before they are many. A
-        pass costs more than what it reads: others come along."""
-        waiting = [piece for piece in pieces if piece.sequence.unread]
-        must = [
-            piece.length > 1
-            or len(piece.sequence.unread) >= UNREAD
-            or self.is_due(piece, ended=piece.sequence.stream in ended)
-            for piece in waiting
+        """Whose waiting hidden states the MTP head has to see now, before a state is kept."""
+        return [
+            piece.sequence
+            for piece in pieces
+            if piece.sequence.unread and self.is_due(piece, ended=piece.sequence.stream in ended)
         ]
-        least = UNREAD // 4 if any(must) else UNREAD
-        each = zip((piece.sequence for piece in waiting), must, strict=True)
-        return [sequence for sequence, now in each if now or len(sequence.unread) >= least]
 
     def keep(self, piece: Piece, *, ended: bool) -> None:
         """Keep what is due, and free the spare slots."""
@@ -75,8 +67,8 @@ class Keeper:
 
     def _keep_end(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
-        if sequence.last is not None:
-            self._runner.remember(sequence.slot, sequence.last)
+        if sequence.newest is not None:
+            self._runner.remember(sequence)
         self._insert(sequence, sequence.computed, sequence.slot, sequence.replays)
 
     def _insert(self, sequence: Sequence, length: int, slot: int, replays: int) -> None:

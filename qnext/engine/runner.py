@@ -7,7 +7,7 @@ Called by `engine` and `drafting`. Invariant: it keeps no account of who owns wh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from qnext.model.state import State, StateSize
 
 from .plan import Clear, Move, Piece, Restore
 from .sequence import Sequence
+from .unread import Span, Unread
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,14 @@ class Step:
     whole: bool
     starts: list[int]
     experts: Any = None
+
+
+class Read(NamedTuple):
+    """What the MTP head is shown: `length` hidden states, for its entries from a cell on."""
+
+    sequence: Sequence
+    cell: int
+    length: int
 
 
 class Runner:
@@ -54,6 +63,8 @@ class Runner:
             drafts=drafts,
             mtp=mtp,
         )
+        width = model.config.hidden_size
+        self._unread = Unread(slots, width, model.dtype, model.device) if mtp else None
         self.memory = self.state.pages.view(torch.uint8).flatten(1)  # pages as bytes
         sizes = model.cache_dtype.itemsize, model.dtype.itemsize
         self.state_bytes = StateSize.of(model.config, sizes[0], drafts, mtp=mtp, kept=sizes[1]).slot
@@ -138,19 +149,19 @@ class Runner:
         return Step(hidden, sound, all(sound), starts, experts)
 
     @torch.inference_mode()
-    def remember(self, slot: int, hidden_H: Tensor) -> None:
-        """Put a last hidden state beside the other states of its slot, before they are stored."""
-        assert self.state.hidden is not None
-        self.state.hidden[slot] = hidden_H
+    def remember(self, sequence: Sequence) -> None:
+        """Put its last hidden state beside the other states of its slot, before they are stored."""
+        assert self.state.hidden is not None and self._unread is not None
+        self.state.hidden[sequence.slot] = self._unread.rows[sequence.newest]
 
     @torch.inference_mode()
     def recall(self, sequence: Sequence) -> None:
         """A sequence that was restored has its last hidden state in its slot: the MTP head has yet to see
         it, since the token that follows is new."""
-        if self.state.hidden is not None:
-            assert sequence.slot is not None
-            sequence.last = self.state.hidden[sequence.slot].clone()
-            sequence.unread = [sequence.last[None]]
+        if self._unread is not None:
+            assert self.state.hidden is not None and sequence.slot is not None
+            self._unread.put(self.state.hidden[sequence.slot][None], [(sequence, 0, 1)])
+            self._make_room()
 
     @torch.inference_mode()
     def scores(self, hidden_RH: Tensor) -> Tensor:
@@ -160,39 +171,69 @@ class Runner:
         return self.model.logits(hidden_RH).float()
 
     @torch.inference_mode()
+    def note(self, hidden_TH: Tensor, spans: list[Span]) -> None:
+        """Have what was computed wait for the MTP head. Of long pieces it reads all but the last row at once,
+        and when the place for those that wait is full, so it does with them."""
+        unread = self._unread
+        assert unread is not None
+        if len(hidden_TH) > unread.most:
+            rows, reads = list[Tensor](), list[Read]()
+            for sequence, start, count in spans:
+                if count > 1:
+                    length = len(sequence.unread) + count
+                    rows += [unread.at(sequence.unread), hidden_TH[start : start + count - 1]]
+                    reads.append(Read(sequence, sequence.computed + 1 - length, length - 1))
+                    sequence.unread = []
+            if reads:
+                self._read(torch.cat(rows), reads)
+            hidden_TH = hidden_TH[self._index([start + count - 1 for _, start, count in spans])]
+            spans = [(sequence, n, 1) for n, (sequence, _, _) in enumerate(spans)]
+        unread.put(hidden_TH, spans)
+        self._make_room()
+
+    @torch.inference_mode()
     def absorb(self, guessing: list[Sequence], others: list[Sequence]) -> Tensor | None:
-        """Show the MTP head what it has not seen: hidden states, each with the token that followed -> its
-        own hidden state after the last of each of `guessing` [N, H]; the rest it only reads."""
-        everyone = [*guessing, *others]
-        unread = [torch.cat(each.unread) for each in everyone]
-        self._read(everyone, unread, [len(states) - (n < len(guessing)) for n, states in enumerate(unread)])
+        """Show the MTP head what waits: hidden states, each with the token that followed -> its own hidden
+        state after the last of each of `guessing` [N, H]; the rest it only reads."""
+        assert self._unread is not None
+        wanted = [(each, each.unread[:-1]) for each in guessing] + [(each, each.unread) for each in others]
+        self._read_waiting([(each, places) for each, places in wanted if places])
         out = None
         if guessing:
-            last = torch.stack([states[-1] for states in unread[: len(guessing)]])
             tokens = [each.tokens[each.computed] for each in guessing]
+            last = self._unread.at([each.newest for each in guessing if each.newest is not None])
             out = self._mtp(guessing, last, tokens, [each.computed for each in guessing])
-        for each, states in zip(everyone, unread, strict=True):
-            each.last, each.unread = states[-1].clone(), []
+        for each, _ in wanted:
+            each.unread = []
         return out
 
-    def _read(self, sequences: list[Sequence], unread: list[Tensor], counts: list[int]) -> None:
-        """Show the head so many of each sequence's unread states, the first ones."""
-        some = [n for n, count in enumerate(counts) if count]
-        if not some:
-            return
-        readers, lengths = [sequences[n] for n in some], [counts[n] for n in some]
-        cells = [sequences[n].computed + 1 - len(unread[n]) for n in some]
-        ids = [
-            token
-            for each, cell, length in zip(readers, cells, lengths, strict=True)
-            for token in each.tokens[cell : cell + length]
-        ]
+    def _make_room(self) -> None:
+        """For the next forward: if there may be none, what waits is read, but the newest of each."""
+        if self._unread is not None and self._unread.full:
+            self._read_waiting([(each, each.unread[:-1]) for each in self._unread.waiting()])
+            self._unread.clear()
+
+    def _read_waiting(self, wanted: list[tuple[Sequence, list[int]]]) -> None:
+        """Show the head the first ones of what waits."""
+        if wanted:
+            assert self._unread is not None
+            rows = self._unread.at([place for _, places in wanted for place in places])
+            reads = [Read(s, s.computed + 1 - len(s.unread), len(places)) for s, places in wanted]
+            self._read(rows, reads)
+
+    def _read(self, hidden_RH: Tensor, reads: list[Read]) -> None:
+        """Show the head hidden states, one reader's after the other."""
         assert self.state.mtp is not None
+        ids = [token for each, cell, length in reads for token in each.tokens[cell : cell + length]]
         # The head's entry for token j lies in cell j, so that it depends on the tokens up to j alone: what
         # is shared is then right for all. There is no entry for the first token.
-        packing = self._packing(readers, lengths, cells, first=1)
-        hidden = torch.cat([unread[n][: counts[n]] for n in some])
-        self.model.mtp_read(hidden, self._index(ids), packing, self.state.mtp)
+        packing = self._packing(
+            [each.sequence for each in reads],
+            [each.length for each in reads],
+            [each.cell for each in reads],
+            first=1,
+        )
+        self.model.mtp_read(hidden_RH, self._index(ids), packing, self.state.mtp)
 
     @torch.inference_mode()
     def look_further(

@@ -31,6 +31,7 @@ from .second_tier import SecondTier
 from .sequence import Sequence
 from .stats import Counters, Stats
 from .stream import Stream
+from .unread import Span
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class Steps:
         self._keeper = Keeper(self.runner, self.cache, self.tier, self.spare, config.checkpoint_stride)
         self._mtp = MTPDrafter(self.runner) if mtp else None
         self._lookup = LookupDrafter()
+        self._advanced: list[Span] = []  # what the step has computed
         self._rounds = Rounds(Pace(config.drafts, fixed=config.fixed_drafts))
         self._count = Counters()
 
@@ -120,6 +122,7 @@ class Steps:
                 if piece.sequence.restored:
                     self.runner.recall(piece.sequence)
         step = self.runner.run(pieces)
+        self._advanced = []
         chosen = self._choose(pieces, step)
         ended: dict[Stream, tuple[Sequence, Output]] = {}
         for piece, start, choices in zip(pieces, step.starts, chosen, strict=True):
@@ -134,7 +137,7 @@ class Steps:
             elif output is not None:
                 told.append((piece.sequence.stream, output))
         try:
-            self._look_ahead(pieces, {stream: sequence for stream, (sequence, _) in ended.items()})
+            self._look_ahead(pieces, step, {stream: sequence for stream, (sequence, _) in ended.items()})
         finally:
             told += [self._finish(sequence, output) for sequence, output in ended.values()]
         if len(pieces) > 1:
@@ -229,12 +232,11 @@ class Steps:
             sequence.drafted += len(piece.drafts)
             sequence.accepted += right
         self._rounds.judged(sequence, right)
-        if self._mtp is not None:
-            sequence.unread.append(step.hidden[start : start + count])
+        self._advanced.append((sequence, start, count))
         if sequence.request.routed_experts:
             sequence.routed.append(step.experts[start : start + count])
 
-    def _look_ahead(self, pieces: list[Piece], ended: dict[Stream, Sequence]) -> None:
+    def _look_ahead(self, pieces: list[Piece], step: Step, ended: dict[Stream, Sequence]) -> None:
         """Show the MTP head what it must know by now, keep states where they are wanted, and guess."""
         alive = [piece for piece in pieces if piece.sequence.slot is not None]
         going = [piece for piece in alive if piece.sequence.stream not in ended]
@@ -242,8 +244,10 @@ class Steps:
         count = self._rounds.choose(pieces, guessing)
         answered = guessing if count else []
         if self._mtp is not None:
+            if self._advanced:
+                self.runner.note(step.hidden, self._advanced)
             due = self._keeper.unread([p for p in alive if p.sequence not in answered], ended)
-            hidden = self.runner.absorb(answered, due)
+            hidden = self.runner.absorb(answered, due) if answered or due else None
         for piece in alive:
             self._keeper.keep(piece, ended=piece.sequence.stream in ended)
         if not count:

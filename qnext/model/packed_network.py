@@ -132,6 +132,7 @@ class PackedQwen3Next:
     """A network whose weights are `parts` (see `packed_layout`), on the CPU."""
 
     device, dtype = torch.device("cpu"), torch.float32
+    own_threads = True  # not torch's
 
     def __init__(
         self,

@@ -33,6 +33,8 @@ from .weights import Progress, load_weights, save_checkpoint
 class Qwen3Next(nn.Module):
     """Qwen3-Next with freshly initialised weights; `from_pretrained` reads a checkpoint instead."""
 
+    own_threads = False
+
     def __init__(
         self,
         config: ModelConfig,

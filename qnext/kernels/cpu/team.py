@@ -18,6 +18,7 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from llvmlite import ir
 from numba.core import cgutils, types
 
@@ -63,6 +64,16 @@ def give_way(build: Build) -> None:
     """Let another thread have this core, if one wants it."""
     if os.name == "posix":
         build.call(cgutils.get_or_insert_function(build.module, ir.FunctionType(I32, []), "sched_yield"), [])
+
+
+def leave_cores_to_kernels() -> None:
+    """In the thread that calls this, torch's own operations stay on one core. Its threads look for work for
+    milliseconds after each operation that was worth sharing, where a team's helper should then run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    other = threading.Thread(target=torch.set_num_threads, args=(before,))
+    other.start()  # the setting is of a thread, but new threads begin with what was set last, anywhere
+    other.join()
 
 
 class Team:

@@ -12,10 +12,11 @@ from array import array
 
 import numba
 import pytest
+import torch
 
 from qnext.kernels.cpu.simd import poke_word, word
 from qnext.kernels.cpu.task import Task
-from qnext.kernels.cpu.team import Team, add
+from qnext.kernels.cpu.team import Team, add, leave_cores_to_kernels
 
 SHARES = 8  # that a job has room for
 
@@ -101,6 +102,25 @@ def test_helpers_end_with_their_team() -> None:
     gc.collect()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_torch_leaves_the_cores_in_one_thread_alone() -> None:
+    found: list[int] = []
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+
+        def work() -> None:
+            leave_cores_to_kernels()
+            found.append(torch.get_num_threads())
+
+        for run_in_thread in (work, lambda: found.append(torch.get_num_threads())):
+            thread = threading.Thread(target=run_in_thread)
+            thread.start()
+            thread.join()
+        assert found == [1, 3] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 PROGRAM = """

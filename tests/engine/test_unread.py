@@ -1,0 +1,117 @@
+"""What waits for the MTP head: read late and in pieces, it leaves what reading all at once does."""
+
+from __future__ import annotations
+
+from array import array
+from random import Random
+
+import pytest
+import torch
+
+from qnext.engine import unread
+from qnext.engine.plan import Piece
+from qnext.engine.request import SamplingParams
+from qnext.engine.runner import Runner
+from qnext.engine.sequence import Sequence
+from qnext.model.packing import Packing
+
+from ..kernels.twins import distance
+from ..model.tiny import token_ids
+from .harness import MODEL
+from .rows import sequence
+
+PAGE, LENGTH, COUNT = 4, 90, 3
+
+
+def made(number: int) -> Sequence:
+    found = sequence(tuple(token_ids(LENGTH + 1, seed=number).tolist()), SamplingParams(), limit=200)
+    found.slot = number
+    found.pages = array("q", range(number * 30, number * 30 + 24))
+    return found
+
+
+def cells(runner: Runner, one: Sequence) -> torch.Tensor:
+    assert runner.state.mtp is not None
+    return torch.stack([each[one.pages.tolist()].flatten(0, 1)[1 : LENGTH + 1] for each in runner.state.mtp])
+
+
+@torch.inference_mode()
+def at_once(runner: Runner, one: Sequence) -> torch.Tensor:
+    """The head's cells after it has read the whole text in one go."""
+    ids = torch.tensor(one.tokens)
+    packing = Packing.cached([LENGTH], [1], [one.pages], [0], PAGE, first=1)
+    assert runner.state.mtp is not None
+    runner.model.mtp_read(MODEL(ids[:-1]), ids[1:], packing, runner.state.mtp)
+    return cells(runner, one)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_is_read_as_if_at_once(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr(unread, "ROWS", 40)
+    monkeypatch.setattr(unread, "SHORT", 8)
+    rng, texts = Random(seed), [made(n) for n in range(COUNT)]
+    runner = Runner(MODEL, 100, PAGE, COUNT, 2)
+    assert runner.state.mtp is not None
+    for each in runner.state.mtp:
+        each.fill_(float("nan"))
+    while going := [each for each in texts if each.computed < LENGTH]:
+        some = rng.sample(going, rng.randint(1, len(going)))
+        pieces = [Piece(s, min(rng.choice((1, 1, 1, 2, 30)), LENGTH - s.computed)) for s in some]
+        step = runner.run(pieces)
+        for piece in pieces:
+            piece.sequence.computed += piece.length
+        spans = [(p.sequence, at, p.length) for p, at in zip(pieces, step.starts, strict=True)]
+        runner.note(step.hidden, spans)
+        for piece, start in zip(pieces, step.starts, strict=True):  # the newest row is always at hand
+            runner.remember(piece.sequence)
+            assert runner.state.hidden is not None
+            assert torch.equal(
+                runner.state.hidden[piece.sequence.slot], step.hidden[start + piece.length - 1]
+            )
+        if rng.random() < 0.2:
+            asked = rng.sample(texts, 2)
+            guessing = [each for each in asked[:1] if each.unread]
+            answers = runner.absorb(guessing, [each for each in asked[1:] if each.unread])
+            assert (answers is None) == (not guessing)
+    runner.absorb([], [each for each in texts if each.unread])
+    assert not any(each.unread for each in texts)
+    for one in texts:
+        found = cells(runner, one)
+        assert distance(found, at_once(runner, one)) < 1e-4
+
+
+def test_a_sequence_that_waits_long_keeps_its_newest_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "ROWS", 8)
+    monkeypatch.setattr(unread, "SHORT", 2)
+    runner, (still, busy) = Runner(MODEL, 100, PAGE, 2, 2), (made(0), made(1))
+    first = runner.run([Piece(still, 1)])
+    still.computed = 1
+    runner.note(first.hidden, [(still, 0, 1)])
+    for _ in range(20):
+        step = runner.run([Piece(busy, 1)])
+        busy.computed += 1
+        runner.note(step.hidden, [(busy, 0, 1)])
+    runner.remember(still)
+    assert runner.state.hidden is not None and torch.equal(runner.state.hidden[0], first.hidden[0])
+    assert len(still.unread) == 1
+    still.reset()
+    for _ in range(10):
+        step = runner.run([Piece(busy, 1)])
+        busy.computed += 1
+        runner.note(step.hidden, [(busy, 0, 1)])
+    assert still.newest is None and still.unread == []
+
+
+def test_many_that_are_restored_find_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread, "ROWS", 8)
+    monkeypatch.setattr(unread, "SHORT", 2)
+    runner = Runner(MODEL, 100, PAGE, 2, 2)
+    for turn in range(30):
+        one = made(turn % 2)
+        one.computed = 1
+        runner.recall(one)
+        step = runner.run([Piece(one, 2)])
+        one.computed += 2
+        runner.note(step.hidden, [(one, 0, 2)])
+        assert one.newest is not None and one.unread
+        one.reset()
