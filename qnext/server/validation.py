@@ -144,15 +144,13 @@ def _sampling(params: Params) -> dict[str, float]:
 
 def _lengths(params: Params, rules: Rules) -> dict[str, int | None]:
     whole = rules.max_output + (rules.max_thinking if rules.thinking else 0)
-    budget = None
-    if rules.thinking:
-        limit = rules.max_thinking
-        words = f"The thinking_budget parameter must be a positive integer and not greater than {limit}"
-        budget = integer(params, "thinking_budget", 1, limit, words)
+    limit = rules.max_thinking
+    words = f"The thinking_budget parameter must be a positive integer and not greater than {limit}"
+    budget = integer(params, "thinking_budget", 1, limit, words)  # of no use to a model that does not think
     return {
         "max_tokens": span(params, "max_tokens", 1, rules.max_output),
         "max_total_tokens": span(params, "max_completion_tokens", 1, whole),
-        "thinking_budget": budget,
+        "thinking_budget": budget if rules.thinking else None,
     }
 
 
