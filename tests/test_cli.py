@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from qnext import LLM, SamplingParams
 from qnext.cli import main
+from qnext.models import locate
 
 from .model.published import PUBLISHED
 from .train.corpus import write_corpus
@@ -97,6 +99,22 @@ def test_a_plan_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--plan", "qwen3-next-80b-a3b", "gpus=2048"]) == 0
     out = capsys.readouterr().out
     assert "GPU hours" in out and "days on 2,048" in out and "published 9.3%" in out
+
+
+def test_reinforcement_from_its_recipe_to_a_model_that_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["schedule.steps=2", "schedule.warmup_steps=1", "rl.prompts=2", "rl.group=2", "rl.max_tokens=6"]
+    small += ["heldout.batches=1", "heldout.data.tokens_per_batch=200", "data.tokens_per_batch=400"]
+    places = [f"init={locate('tiny-thinking')}", f"output={tmp_path / 'run'}"]
+    assert main(["train", "recipes/tiny-rl.toml", *small, *places]) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if "reward" in line]
+    assert [line["step"] for line in steps] == [1, 2]
+    capsys.readouterr()
+    with LLM(tmp_path / "run" / "model") as llm:
+        answer = llm.chat([{"role": "user", "content": "1+1?"}], SamplingParams(max_tokens=3))
+        assert answer.text or answer.reasoning
 
 
 @pytest.mark.parametrize(
