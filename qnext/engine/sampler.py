@@ -16,6 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qnext.kernels.cpu.race import race
+from qnext.kernels.select import packs
+
 from .request import SamplingParams, TokenLogprob
 from .sequence import Sequence
 
@@ -111,7 +114,7 @@ def draw(scores_RV: Tensor, rows: Rows[Row]) -> list[int]:
         some = [rows[i] for i in members]
         scores = scores_RV if len(members) == len(rows) else scores_RV[members]
         if not width:
-            tokens, enough = _race(_tempered(scores, some), some, None), [True] * len(some)
+            tokens, enough = draw_any(scores, some), [True] * len(some)
         else:
             chances, ids, whole = distribution(scores, some, width)
             tokens, enough = _race(chances.log(), some, ids), whole.tolist()
@@ -209,17 +212,32 @@ def _top(scores_RV: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return values, ids.gather(1, places)
 
 
-def _race(logs_RW: Tensor, rows: Rows[Row], ids_RW: Tensor | None) -> list[int]:
+def draw_any(scores_RV: Tensor, rows: Rows[Row]) -> list[int]:
+    """One of all tokens a row; where there are kernels, only those that may win take part in the race."""
+    if packs(scores_RV.device.type):
+        heats = np.asarray([_bounded(row.wish.temperature) for row in rows], np.float32)
+        winners: list[int] = race(scores_RV, heats, _bases(rows)).tolist()
+        return winners
+    everyone = torch.arange(scores_RV.shape[1], device=scores_RV.device)[None]
+    return _race(_tempered(scores_RV, rows), rows, everyone)
+
+
+def _race(logs_RW: Tensor, rows: Rows[Row], ids_RW: Tensor) -> list[int]:
     """Each row's winner after every token's handicap -log(-log(u)); u is a hash of seed, place and token."""
-    seeds = np.asarray([row.sequence.seed for row in rows], np.uint64)
-    places = np.asarray([row.sequence.generated + len(row.ahead) for row in rows], np.uint64)
-    ids = torch.arange(logs_RW.shape[1], device=logs_RW.device)[None] if ids_RW is None else ids_RW
-    base = torch.from_numpy(_mixed(seeds, places)).to(logs_RW.device)[:, None]
+    base = torch.from_numpy(_bases(rows)).to(logs_RW.device)[:, None]
+    ids = ids_RW.expand(len(rows), -1)
     numbers = _hash(base + (ids + 1) * _signed(GOLDEN))
     chances = ((numbers >> 12) & (2**52 - 1)).double() * 2.0**-52 + 2.0**-53  # never 0, never 1
     best = (logs_RW.double() - (-chances.log()).log()).argmax(-1)
-    tokens: list[int] = (best if ids_RW is None else ids_RW.gather(-1, best[:, None])[:, 0]).tolist()
+    tokens: list[int] = ids.gather(-1, best[:, None])[:, 0].tolist()
     return tokens
+
+
+def _bases(rows: Rows[Row]) -> np.ndarray:
+    """Where each row's random numbers begin."""
+    seeds = np.asarray([row.sequence.seed for row in rows], np.uint64)
+    places = np.asarray([row.sequence.generated + len(row.ahead) for row in rows], np.uint64)
+    return _mixed(seeds, places)
 
 
 def _hash(z: Tensor) -> Tensor:
