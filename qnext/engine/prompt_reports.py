@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .reports import reports
 from .runner import Runner
-from .sampler import reports
 from .sequence import Sequence
 
 ROWS = 64  # scores are as wide as the vocabulary: so many at a time

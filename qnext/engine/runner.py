@@ -66,6 +66,7 @@ class Runner:
         width = model.config.hidden_size
         self._unread = Unread(slots, width, model.dtype, model.device) if mtp else None
         self.memory = self.state.pages.view(torch.uint8).flatten(1)  # pages as bytes
+        self._way: Tensor | None = None
         sizes = model.cache_dtype.itemsize, model.dtype.itemsize
         self.state_bytes = StateSize.of(model.config, sizes[0], drafts, mtp=mtp, kept=sizes[1]).slot
 
@@ -76,7 +77,9 @@ class Runner:
             case Clear(slot):
                 self.state.clear(slot)
             case Restore(slot, pages, copy):
-                self.fill(slot, self.memory[self._index(pages)].flatten())
+                room = self._room(len(pages))
+                torch.index_select(self.memory, 0, self._index(pages), out=room)
+                self.fill(slot, room.flatten())
                 if copy is not None:
                     self.memory[copy[1]] = self.memory[copy[0]]
 
@@ -84,24 +87,35 @@ class Runner:
     def fill(self, slot: int, content: Tensor) -> None:
         """Bring the bytes that `content_of` gave back to a slot."""
         at = 0
-        for tensor in self.state.slotted:
-            count = tensor[slot].numel() * tensor.element_size()
-            if count:
-                tensor[slot] = content[at : at + count].view(tensor.dtype).view(tensor[slot].shape)
-            at += count
+        for part in self._parts(slot):
+            part.copy_(content[at : at + len(part)])
+            at += len(part)
 
     @torch.inference_mode()
     def content_of(self, slot: int) -> Tensor:
         """Everything in a slot as bytes."""
-        return torch.cat([each[slot].flatten().view(torch.uint8) for each in self.state.slotted])
+        return torch.cat(self._parts(slot))
 
     @torch.inference_mode()
     def store(self, slot: int, pages: list[int]) -> None:
         """Copy a slot's content to pages (`content_of`, padded)."""
-        content = self.content_of(slot)
-        room = content.new_empty(len(pages) * self.memory.shape[1])
-        room[: len(content)] = content
-        self.memory[self._index(pages)] = room.view(len(pages), -1)
+        room = self._room(len(pages))
+        at, flat = 0, room.flatten()
+        for part in self._parts(slot):
+            flat[at : at + len(part)] = part
+            at += len(part)
+        self.memory[self._index(pages)] = room
+
+    def _parts(self, slot: int) -> list[Tensor]:
+        """The memory of a slot, as bytes."""
+        return [each[slot].view(-1).view(torch.uint8) for each in self.state.slotted if each[slot].numel()]
+
+    def _room(self, pages: int) -> Tensor:
+        """Memory for so many pages on their way: always the same, since to touch new memory takes several
+        times as long as to copy a state there."""
+        if self._way is None or len(self._way) < pages:
+            self._way = self.memory.new_empty(pages, self.memory.shape[1])
+        return self._way[:pages]
 
     @torch.inference_mode()
     def run(self, pieces: list[Piece]) -> Step:

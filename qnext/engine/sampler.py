@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from qnext.kernels.cpu.race import race
+from qnext.kernels.cpu.totals import log_totals
 from qnext.kernels.select import packs
 
-from .request import SamplingParams, TokenLogprob
+from .request import SamplingParams
 from .sequence import Sequence
 
 GOLDEN, FIRST, SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -47,19 +48,19 @@ def sample(logits_RV: Tensor, rows: Rows[Row]) -> list[int]:
     drawn = [i for i, row in enumerate(rows) if row.wish.temperature > 0]
     if len(drawn) == len(rows):
         return draw(scores, rows)
-    best = likeliest(scores)
+    tokens = likeliest(scores)
     if drawn:
         for i, token in zip(drawn, draw(scores[drawn], [rows[i] for i in drawn]), strict=True):
-            best[i] = token
-    return best
+            tokens[i] = token
+    return tokens
 
 
 def likeliest(scores_RV: Tensor) -> list[int]:
     """The best token of each row; of equals the lowest id."""
     # numpy finds it ten times as soon as torch, where it can look
-    best = scores_RV.numpy().argmax(-1) if scores_RV.device.type == "cpu" else scores_RV.argmax(-1)
-    found: list[int] = best.tolist()
-    return found
+    found = scores_RV.numpy().argmax(-1) if scores_RV.device.type == "cpu" else scores_RV.argmax(-1)
+    tokens: list[int] = found.tolist()
+    return tokens
 
 
 def penalise(logits_RV: Tensor, rows: Rows[Row]) -> Tensor:
@@ -81,7 +82,7 @@ def penalise(logits_RV: Tensor, rows: Rows[Row]) -> Tensor:
         return torch.from_numpy(np.repeat(np.asarray(values, np.float32), sizes)).to(device)
 
     old = scores[where, ids]
-    factor = spread([_bounded(wish.repetition_penalty) for _, wish, *_ in parts])
+    factor = spread([bounded(wish.repetition_penalty) for _, wish, *_ in parts])
     less = spread([wish.presence_penalty for _, wish, *_ in parts]) * (times > 0)
     less = less + spread([wish.frequency_penalty for _, wish, *_ in parts]) * times
     scores[where, ids] = torch.where(old > 0, old / factor, old * factor) - less
@@ -146,11 +147,11 @@ def distribution(scores_RV: Tensor, rows: Rows[Row], width: int) -> tuple[Tensor
     Of equals, lower ids come first.
     """
     device, size = scores_RV.device, scores_RV.shape[1]
-    values, ids = _best(scores_RV, width)
+    values, ids = best(scores_RV, width)
     wanted = [min(row.wish.top_k or size, size) for row in rows]
     # 1 is "off": rounding may bring the running sum to 1 before the last token
     wishes = [
-        (_bounded(wish.temperature), count, wish.top_p if wish.top_p < 1 else 2.0, wish.min_p)
+        (bounded(wish.temperature), count, wish.top_p if wish.top_p < 1 else 2.0, wish.min_p)
         for wish, count in zip((row.wish for row in rows), wanted, strict=True)
     ]
     table = torch.from_numpy(np.asarray(wishes, np.float32)).to(device)
@@ -159,10 +160,10 @@ def distribution(scores_RV: Tensor, rows: Rows[Row], width: int) -> tuple[Tensor
     scaled = (values - values[:, :1]) / heat
     scaled = scaled.masked_fill(torch.arange(width, device=device) >= counts, float("-inf"))
     whole = scaled.logsumexp(-1, keepdim=True)
-    if open_ended := [i for i, count in enumerate(wanted) if count > width]:  # shares are of all tokens
-        whole[open_ended] = _tempered(scores_RV[open_ended], [rows[i] for i in open_ended]).logsumexp(
-            -1, True
-        )
+    # Where `top_p` looks at shares of more tokens than these, they are shares of all.
+    if open_ended := [i for i, count in enumerate(wanted) if count > width and wishes[i][2] < 1]:
+        some = scores_RV if len(open_ended) == len(rows) else scores_RV[open_ended]
+        whole[open_ended] = log_total(some, [wishes[i][0] for i in open_ended])[:, None]
     shares = (scaled - whole).exp()
     before = shares.cumsum(-1) - shares
     kept = (before < top_p) & (shares >= shares[:, :1] * min_p)
@@ -179,11 +180,19 @@ def distribution(scores_RV: Tensor, rows: Rows[Row], width: int) -> tuple[Tensor
 
 def _tempered(scores_RV: Tensor, rows: Rows[Row]) -> Tensor:
     """Scores below the best, over the temperature."""
-    heat = torch.tensor([_bounded(row.wish.temperature) for row in rows], device=scores_RV.device)
+    heat = torch.tensor([bounded(row.wish.temperature) for row in rows], device=scores_RV.device)
     return (scores_RV - scores_RV.amax(-1, keepdim=True)) / heat[:, None]
 
 
-def _best(scores_RV: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def log_total(scores_RV: Tensor, heats: Rows[float]) -> Tensor:
+    """The logarithm of what all tokens of each row [R] weigh, the likeliest being 1."""
+    if packs(scores_RV.device.type):
+        return log_totals(scores_RV, np.asarray(heats, np.float32))
+    below = scores_RV - scores_RV.amax(-1, keepdim=True)
+    return (below / torch.tensor(heats, device=below.device)[:, None]).logsumexp(-1)
+
+
+def best(scores_RV: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The best `width` values and their ids, best first, of equals the lower id first."""
     if width == scores_RV.shape[1]:
         values, ids = scores_RV.sort(dim=-1, descending=True, stable=True)
@@ -215,7 +224,7 @@ def _top(scores_RV: Tensor, width: int) -> tuple[Tensor, Tensor]:
 def draw_any(scores_RV: Tensor, rows: Rows[Row]) -> list[int]:
     """One of all tokens a row; where there are kernels, only those that may win take part in the race."""
     if packs(scores_RV.device.type):
-        heats = np.asarray([_bounded(row.wish.temperature) for row in rows], np.float32)
+        heats = np.asarray([bounded(row.wish.temperature) for row in rows], np.float32)
         winners: list[int] = race(scores_RV, heats, _bases(rows)).tolist()
         return winners
     everyone = torch.arange(scores_RV.shape[1], device=scores_RV.device)[None]
@@ -260,41 +269,6 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _bounded(value: float) -> float:
+def bounded(value: float) -> float:
     """Any legal factor, brought to where fp32 neither overflows nor divides by zero."""
     return min(max(value, 1e-6), 1e6)
-
-
-def logprobs(logits_RV: Tensor, tokens: list[int], rows: Rows[Row]) -> list[TokenLogprob | None]:
-    """Log-probabilities under the model itself, before penalties and (but for `tempered_logprobs`)
-    temperature, for the rows that asked."""
-    found: list[TokenLogprob | None] = [None] * len(tokens)
-    asked = [(i, row.wish.logprobs) for i, row in enumerate(rows) if row.wish.logprobs is not None]
-    if asked:
-        where = [i for i, _ in asked]
-        scores = logits_RV[where]
-        if any(rows[i].sequence.request.tempered_logprobs for i in where):
-            scores = scores / logits_RV.new_tensor([_heat(rows[i]) for i in where])[:, None]
-        told = reports(scores, [tokens[i] for i in where], [count for _, count in asked])
-        for i, report in zip(where, told, strict=True):
-            found[i] = report
-    return found
-
-
-def _heat(row: Row) -> float:
-    """What a row's scores are divided by before its log-probabilities are told."""
-    return _bounded(row.wish.temperature) if row.sequence.request.tempered_logprobs else 1.0
-
-
-def reports(logits_RV: Tensor, tokens: list[int], counts: list[int]) -> list[TokenLogprob]:
-    """The log-probability of each row's token, with so many of the row's likeliest."""
-    scores = logits_RV.float().log_softmax(-1)
-    chosen = scores.gather(-1, torch.tensor(tokens, device=scores.device)[:, None])
-    best = scores.topk(min(max(counts), scores.shape[1]))
-    table = zip(
-        tokens, counts, chosen[:, 0].tolist(), best.indices.tolist(), best.values.tolist(), strict=True
-    )
-    return [
-        TokenLogprob(token, value, tuple(zip(ids[:count], values[:count], strict=True)))
-        for token, count, value, ids, values in table
-    ]

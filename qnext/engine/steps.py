@@ -22,10 +22,11 @@ from .pages import Pages
 from .plan import Fetch, Move, Piece, Plan
 from .pool import Pool
 from .prompt_reports import report_prompt
+from .reports import logprobs
 from .request import FinishReason, Output, TokenLogprob
 from .rounds import Rounds
 from .runner import Runner, Step
-from .sampler import Row, logprobs, sample
+from .sampler import Row, sample
 from .scheduler import Scheduler
 from .second_tier import SecondTier
 from .sequence import Sequence

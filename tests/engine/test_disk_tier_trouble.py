@@ -257,13 +257,27 @@ def serve(kill: int) -> None:
         while tier._queued_bytes > 10 * MIB:
             time.sleep(0.001)
 
+def names() -> set[str]:
+    return {path.name for path in folder.rglob("*") if not path.is_dir()}
+
+def wait(before: set[str], files: int) -> None:
+    # until it has written so many more and is at another one; then any moment
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        time.sleep(0.0003)
+        new = names() - before
+        if len(new) > files and any(name.endswith(ASIDE) for name in new):
+            break
+    time.sleep(0.002 * rng.random() * rng.randrange(3))
+
 torn = whole = 0
 for kill in range(KILLS):
+    before = names()
     child = os.fork()
     if not child:
         serve(kill)
         os._exit(1)
-    time.sleep(0.05 + 0.25 * rng.random())
+    wait(before, rng.randrange(8))
     os.kill(child, signal.SIGKILL)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     torn += len(list(folder.rglob("*" + ASIDE)))

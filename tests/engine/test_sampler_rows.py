@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qnext.engine.reports import logprobs
 from qnext.engine.request import SamplingParams
-from qnext.engine.sampler import Row, constrain, draw, logprobs, penalise, sample
+from qnext.engine.sampler import Row, constrain, draw, penalise, sample
 
 from .rows import sequence
 from .test_sampler import NEVER, VOCABULARY, die, found_chances, random_scores
