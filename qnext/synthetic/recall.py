@@ -12,7 +12,7 @@ from random import Random
 from qnext.text.messages import Message
 
 from .dialogue import Dialogue, Setting, ask, assistant, user
-from .slots import article, draw, fill, first_upper, pick, table, vary, words
+from .slots import article, draw, draw_open, fill, first_upper, pick, table, vary, words
 from .story import compose_story
 
 _LISTS = ("animal", "thing", "fruit", "color", "name", "food", "city", "weekday", "word")
@@ -35,12 +35,12 @@ def repeat(rng: Random, setting: Setting) -> Dialogue:
     """The same words again."""
     luck = rng.random()
     if luck < 0.4:
-        text = " ".join(draw(rng, rng.choice(_LISTS), setting.heldout) for _ in range(rng.randint(1, 6)))
+        text = " ".join(draw_open(rng, rng.choice(_LISTS), setting.heldout) for _ in range(rng.randint(1, 6)))
     elif luck < 0.7:
         thing = article(draw(rng, "thing", setting.heldout))
         text = f"The {draw(rng, 'color')} {draw(rng, 'animal', setting.heldout)} has {thing}."
     else:
-        text = draw(rng, rng.choice(("message", "code", "street", "email")), setting.heldout)
+        text = draw_open(rng, rng.choice(("message", "code", "street", "email")), setting.heldout)
     question = fill(rng, pick(rng, table("recall")["repeat"]["ask"]), {"text": text})
     return ask(question, text, table("recall")["repeat"]["thought"], [text])
 
@@ -155,7 +155,7 @@ def far(rng: Random, setting: Setting) -> Dialogue:
     sentences = _long_filler(rng, setting, rng.randint(100, 800), lambda text: len(text.split()))
     asked, answers, found, musts = [], [], [], []
     for which in rng.sample(range(len(forms["line"])), rng.randint(1, len(forms["line"]))):
-        values = {"code": str(rng.randint(10, 9999)), "word": draw(rng, "word", setting.heldout)}
+        values = {"code": str(rng.randint(10, 9999)), "word": draw_open(rng, "word", setting.heldout)}
         found.append(fill(rng, forms["line"][which], values))
         asked.append(forms["ask"][which])
         answers.append(fill(rng, forms["answer"][which], values))
@@ -191,7 +191,7 @@ def _hidden(
     """The question for a sentence among the filler's; `depth` None draws its place."""
     forms = table("recall")["needle"]
     which = rng.randrange(len(forms["line"]))
-    values = {"code": str(rng.randint(10, 9999)), "word": draw(rng, "word", setting.heldout)}
+    values = {"code": str(rng.randint(10, 9999)), "word": draw_open(rng, "word", setting.heldout)}
     found = fill(rng, forms["line"][which], values)
     sentences = filler()
     place = rng.randint(0, len(sentences)) if depth is None else round(depth * len(sentences))

@@ -13,7 +13,7 @@ from typing import Any
 from qnext.text.messages import Message, Tool
 
 from .dialogue import Dialogue, Setting, assistant, user
-from .slots import draw, fill, first_upper, listing, pick, request, table, vary, words
+from .slots import PROPER, draw_open, fill, first_upper, listing, pick, request, table, vary, words
 
 Schema = dict[str, Any]  # one entry of tools.toml
 
@@ -151,13 +151,15 @@ def typed(schema: Schema, arguments: dict[str, str]) -> dict[str, Any]:
     """The arguments as JSON values: numbers where the schema says number or integer."""
     kinds = schema["parameters"]
     return {
-        n: int(v) if kinds[n].startswith(("number", "integer")) else _proper(v) for n, v in arguments.items()
+        n: int(v) if kinds[n].startswith(("number", "integer")) else _proper(v, kinds[n].split()[1])
+        for n, v in arguments.items()
     }
 
 
-def _proper(value: str) -> str:
+def _proper(value: str, slot: str = "") -> str:
     """Cities and names get their capitals back."""
-    return _proper_nouns().get(value, value)
+    known = _proper_nouns().get(value)
+    return known or (value.title() if slot in PROPER and value == value.lower() else value)
 
 
 def _proper_nouns() -> dict[str, str]:
@@ -186,7 +188,7 @@ def _argument(rng: Random, slot: str, before: dict[str, str], setting: Setting) 
         pairs = [pair.split("|") for pair in words("unit_pair")]
         wanted = [pair for pair in pairs if pair[0] == before.get("from_unit")] or pairs
         return rng.choice(wanted)[slot == "unit_to"]
-    tried = [draw(rng, slot, setting.heldout) for _ in range(8)]
+    tried = [draw_open(rng, slot, setting.heldout) for _ in range(8)]
     # A split may leave a slot a single word: then two arguments share it.
     return next((value for value in tried if value not in before.values()), tried[0])
 
@@ -221,7 +223,7 @@ def _missing(rng: Random, schema: Schema, setting: Setting) -> Dialogue:
     if rng.random() < 0.5 or len(schema["parameters"]) > 1:
         return Dialogue(turns, tools, checkable=True)
     ((name, kind),) = schema["parameters"].items()
-    value = draw(rng, kind.split()[1], setting.heldout)
+    value = draw_open(rng, kind.split()[1], setting.heldout)
     reply = rng.choice(("{}", "{}.", "{}, please.", "In this case {}.", "I mean {}.", "Take {}.")).format(
         value
     )
@@ -234,7 +236,7 @@ def _parallel(rng: Random, schema: Schema, setting: Setting) -> Dialogue:
     """The same question about two things: two calls."""
     ((name, kind),) = schema["parameters"].items()
     slot = kind.split()[1]
-    first = draw(rng, slot, setting.heldout)
+    first = draw_open(rng, slot, setting.heldout)
     second = _argument(rng, slot, {name: first}, setting)
     template = pick(rng, schema["do"], setting.heldout)
     question = request(rng, fill(rng, template, {name: f"{first} and {second}"}))
