@@ -144,9 +144,10 @@ def _sampling(params: Params) -> dict[str, float]:
 
 def _lengths(params: Params, rules: Rules) -> dict[str, int | None]:
     whole = rules.max_output + (rules.max_thinking if rules.thinking else 0)
-    limit = rules.max_thinking
+    limit, far = rules.max_thinking, 10**1000
     words = f"The thinking_budget parameter must be a positive integer and not greater than {limit}"
-    budget = integer(params, "thinking_budget", 1, limit, words)  # of no use to a model that does not think
+    # Models that do not think ignore it, whatever integer it is.
+    budget = integer(params, "thinking_budget", *((1, limit) if rules.thinking else (-far, far)), words)
     return {
         "max_tokens": span(params, "max_tokens", 1, rules.max_output),
         "max_total_tokens": span(params, "max_completion_tokens", 1, whole),

@@ -11,12 +11,19 @@ MOMENT = 1_767_225_600.0  # 2026-01-01 00:00:00 UTC
 
 
 def test_what_is_absent_is_the_default() -> None:
-    for query in ({}, {"limit": "", "order": "", "status": "", "create_after": ""}):
+    for query in ({}, {"status": "", "create_after": ""}):
         assert listing.whole_number(query, "limit", 20, 100) == 20
         assert listing.choice(query, "order", ("asc", "desc"), "desc") == "desc"
         assert listing.names(query, "status", ("failed",)) == set()
         assert listing.moment(query, "create_after") is None
         assert listing.page(query) == (1, 10)
+
+
+def test_an_empty_number_or_choice_is_a_wrong_one() -> None:
+    with pytest.raises(ApiError, match="Range of limit"):
+        listing.whole_number({"limit": ""}, "limit", 20, 100)
+    with pytest.raises(ApiError, match="order should be one of"):
+        listing.choice({"order": ""}, "order", ("asc", "desc"), "desc")
 
 
 def test_what_is_given_is_read() -> None:

@@ -154,6 +154,8 @@ def test_thinking_rules() -> None:
                 parse(params, THINKING)
             assert caught.value.message == message
             parse(params, INSTRUCT)
+    with pytest.raises(ApiError, match="'thinking_budget' must be Integer"):
+        compat({"thinking_budget": 0.5}, INSTRUCT)
     strict = replace(THINKING, thinking_non_stream=False)
     with pytest.raises(ApiError, match="only support stream mode"):
         compat({}, strict, stream=False)
