@@ -69,6 +69,11 @@ def test_release_frees_whatever_is_held(running: bool) -> None:
     assert simulation.all_is_free()
 
 
+def failing(running: list[Sequence]) -> st.SearchStrategy[list[Sequence]]:
+    """Some of them, in an order: that of a set would be another one each time."""
+    return st.lists(st.sampled_from(running), unique=True)
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_every_rule_holds_whatever_comes(data: st.DataObject) -> None:
@@ -96,7 +101,7 @@ def test_every_rule_holds_whatever_comes(data: st.DataObject) -> None:
             victim = data.draw(st.integers(0, len(simulation.live) - 1), label="who")
             simulation.scheduler.release(simulation.live[victim])
         if simulation.scheduler.running and data.draw(st.booleans(), label="failure"):
-            for each in data.draw(st.sets(st.sampled_from(simulation.scheduler.running)), label="in it"):
+            for each in data.draw(failing(simulation.scheduler.running), label="in it"):
                 each.suspect = min(each.computed + 1, len(each.tokens))
                 simulation.scheduler.start_over(each)
     simulation.run()
