@@ -11,6 +11,7 @@ import numpy as np
 from numba import literally
 from numba.extending import overload
 
+from . import isa, pairs
 from .jit import inline
 from .simd import (
     as_float,
@@ -38,6 +39,7 @@ from .tiles import UNIT, tiles
 
 AHEAD = 8192  # bytes that are asked for before they are read, where there is enough to do meanwhile: with few
 FEW = 1  # token the processor looks far enough ahead by itself, and asking is in its way
+IN_PAIRS = isa.level() == "avx2"
 
 
 @inline
@@ -150,19 +152,21 @@ def dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: i
 
 @overload(dot, prefer_literal=True)
 def _dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
-    product = codes if coded.literal_value else floats  # the other one is not compiled at all
-    in_tiles = UNIT and coded.literal_value
+    # Only one of them is compiled at all.
+    product = floats if not coded.literal_value else pairs.codes if IN_PAIRS else codes
+    in_tiles, eights = UNIT and coded.literal_value, not (IN_PAIRS and coded.literal_value)
 
     def by_eights(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
         if in_tiles:
             whole = tiles(bits, matrix, block, x, first, last, out, step, desk)
             out += (whole - first) * step
             first = whole
-        while first + 8 <= last:
-            product(bits, 8, matrix, block, x, first, out, step)
-            first += 8
-            out += 8 * step
-        if first + 4 <= last:
+        if eights:
+            while first + 8 <= last:
+                product(bits, 8, matrix, block, x, first, out, step)
+                first += 8
+                out += 8 * step
+        while first + 4 <= last:
             product(bits, 4, matrix, block, x, first, out, step)
             first += 4
             out += 4 * step

@@ -13,8 +13,9 @@ from functools import cache
 
 import llvmlite.binding as llvm
 
-LEVELS = ("generic", "avx512vnni", "amx")  # each includes those before it
+LEVELS = ("generic", "avx2", "avx512vnni", "amx")  # each includes those before it
 NEEDED = {
+    "avx2": ("avx2", "fma"),
     "avx512vnni": ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512vnni"),
     "amx": ("amx-tile", "amx-int8", "amx-bf16", "avx512bf16"),
 }

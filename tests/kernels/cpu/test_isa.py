@@ -10,7 +10,8 @@ import pytest
 
 from qnext.kernels.cpu import isa
 
-AVX512 = isa.NEEDED["avx512vnni"]
+AVX2 = isa.NEEDED["avx2"]
+AVX512 = (*AVX2, *isa.NEEDED["avx512vnni"])
 AMX = isa.NEEDED["amx"]
 
 
@@ -26,8 +27,10 @@ def asked(level: str) -> subprocess.CompletedProcess[str]:
     "features,level",
     [
         ((), "generic"),
-        (("avx2", "fma"), "generic"),
-        (AVX512[:-1], "generic"),
+        (AVX2[:-1], "generic"),
+        (AVX2, "avx2"),
+        (AVX512[:-1], "avx2"),
+        (isa.NEEDED["avx512vnni"], "generic"),
         (AVX512, "avx512vnni"),
         ((*AVX512, "avx512bf16"), "avx512vnni"),
         (AMX, "generic"),
@@ -48,7 +51,7 @@ def test_nothing_asked_is_the_best() -> None:
 
 
 def test_an_unknown_level_is_refused() -> None:
-    assert "QNEXT_ISA is 'sse9': use one of generic, avx512vnni, amx" in asked("sse9").stderr
+    assert "QNEXT_ISA is 'sse9': use one of generic, avx2, avx512vnni, amx" in asked("sse9").stderr
 
 
 def test_more_than_the_machine_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,12 @@ import pytest
 from qnext.kernels.cpu import isa
 
 HERE = Path(__file__)
-ONCE = {HERE.name, "test_isa.py", "test_jit.py"}  # of no level
+ONCE = {HERE.name, "test_isa.py", "test_jit.py", "test_pairs.py"}  # of no level
 FILES = sorted(path.name for path in HERE.parent.glob("test_*.py") if path.name not in ONCE)
 LOWER = [level for level in isa.LEVELS if level != isa.level() and isa.has(level)]
-
+# Files of which a level makes something else than the one below it; where nothing stands, all of them.
+OWN = {"avx2": ["test_experts.py", "test_linear.py", "test_tiles.py"]}
+CASES = [(file, level) for level in LOWER for file in OWN.get(level, FILES)]
 
 Runs = dict[tuple[str, str], "Future[subprocess.CompletedProcess[str]]"]
 
@@ -42,8 +44,7 @@ def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
 
 
 @pytest.mark.timeout(900)  # all is compiled anew, on a machine that may be busy
-@pytest.mark.parametrize("level", LOWER)
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(("file", "level"), CASES)
 def test_on_a_lower_level(file: str, level: str, runs: Runs) -> None:
     done = runs[file, level].result()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
