@@ -15,6 +15,7 @@ from qnext.model.config import ModelConfig
 from qnext.model.qwen3_next import Qwen3Next
 from qnext.text.tokenizer import Tokenizer
 
+from .precision import product_dtype
 from .recipe import Recipe
 
 # Fields of config.json and the tokenizer's names for them; as published, a text begins with the end token.
@@ -65,6 +66,7 @@ def recompute_layers(model: Qwen3Next) -> None:
 
 
 def autocast(recipe: Recipe) -> torch.autocast:
-    """Matrix products in the recipe's numbers."""
+    """Matrix products in the recipe's numbers, as far as the device has them."""
     kind = recipe.device.split(":")[0]
-    return torch.autocast(kind, torch.bfloat16, enabled=recipe.dtype == "bfloat16")
+    half = recipe.dtype == "bfloat16" and product_dtype(kind) == torch.bfloat16
+    return torch.autocast(kind, torch.bfloat16, enabled=half)

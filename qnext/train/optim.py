@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from qnext.model.config import ModelConfig
 
 from .mesh import Mesh, MeshSettings, joined, local, own
+from .precision import product_dtype
 
 # A quintic whose iteration pulls every singular value into about [0.7, 1.2] within five steps, with the
 # coefficients that Muon was published with.
@@ -182,10 +183,10 @@ class Optimizer:
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """[B, M, N] -> bf16 [B, M, N] with the same singular vectors and singular values near 1."""
+    """[B, M, N] -> [B, M, N] with the same singular vectors and singular values near 1 (`product_dtype`)."""
     wide = matrices.shape[1] <= matrices.shape[2]
     x = matrices if wide else matrices.mT
-    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(product_dtype(x.device.type))
     a, b, c = _NEWTON_SCHULZ
     for _ in range(5):
         square = x @ x.mT

@@ -160,7 +160,8 @@ class Recipe:
     heldout: Heldout | None = None
     licences: tuple[Licence, ...] = ()
     device: str = "cpu"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of matrix products; weights stay float32
+    # Of matrix products; weights stay float32, and so does all on a CPU without bfloat16.
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
     recompute: bool = False  # a layer's activations in the backward instead of keeping them (checkpointing)
     threads: int = 1
     save_every_minutes: float = 5.0
