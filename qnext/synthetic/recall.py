@@ -11,8 +11,9 @@ from random import Random
 
 from qnext.text.messages import Message
 
+from .coinage import draw_open
 from .dialogue import Dialogue, Setting, ask, assistant, user
-from .slots import article, draw, draw_open, fill, first_upper, pick, table, vary, words
+from .slots import article, draw, fill, first_upper, pick, table, vary, words
 from .story import compose_story
 
 _LISTS = ("animal", "thing", "fruit", "color", "name", "food", "city", "weekday", "word")

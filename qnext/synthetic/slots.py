@@ -63,39 +63,6 @@ def draw(rng: Random, slot: str, heldout: bool = False) -> str:
     return rng.choice(words(slot, heldout))
 
 
-# Syllables of words that nobody has seen: what is copied from them must be copied letter by letter.
-_ONSETS = """b c d f g h j k l m n p r s t v w y z bl br ch cl cr dr fl fr gl gr kn pl pr qu sc sh sk sl sm sn
-sp st str sw th tr tw wh""".split()
-_VOWELS = "a e i o u a e i o u ai au ea ee ie oa oi oo ou".split()
-_CODAS = ["", "", "", *"b ck ct d ff g l ll m n nd ng nk nt p r rd rk rm rn rt s sh sk ss st t tch x".split()]
-PROPER = frozenset("city name country company".split())
-_TITLES = frozenset("song film book team".split())
-_OPEN = PROPER | _TITLES | frozenset(
-    """food fruit animal thing color genre topic word task message event room device product sport place email
-    """.split()
-)  # fmt: skip
-
-
-def coined(rng: Random) -> str:
-    """A word made up of one to three syllables."""
-    parts = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(rng.randint(1, 3)))
-    return "".join(parts)
-
-
-def draw_open(rng: Random, slot: str, heldout: bool = False) -> str:
-    """A value for a slot that is to be copied: in training, half of the words are coined, so that copying is
-    what is learned, not the list."""
-    if heldout or slot not in _OPEN or rng.random() < 0.5:
-        return draw(rng, slot, heldout)
-    made = [coined(rng) for _ in range(rng.randint(2, 5) if slot == "message" else rng.choice((1, 1, 1, 2)))]
-    if slot == "email":
-        return f"{made[0]}@{coined(rng)}.{rng.choice(('com', 'org', 'net'))}"
-    if slot in PROPER or slot in _TITLES:
-        made = [first_upper(each) for each in made]
-    text = " ".join(made)
-    return first_upper(text) if slot == "message" else text
-
-
 def fill(
     rng: Random, template: str, values: Mapping[str, object] | None = None, heldout: bool = False
 ) -> str:

@@ -12,8 +12,9 @@ from typing import Any
 
 from qnext.text.messages import Message, Tool
 
+from .coinage import PROPER, draw_open
 from .dialogue import Dialogue, Setting, assistant, user
-from .slots import PROPER, draw_open, fill, first_upper, listing, pick, request, table, vary, words
+from .slots import fill, first_upper, listing, pick, request, table, vary, words
 
 Schema = dict[str, Any]  # one entry of tools.toml
 
@@ -142,9 +143,13 @@ def utterance(rng: Random, schema: Schema, setting: Setting) -> tuple[str, dict[
         text = vary(rng, first_upper(fill(rng, pick(rng, schema["ask"], setting.heldout), arguments)))
     if not full:
         arguments = {n: v for n, v in arguments.items() if "?" not in schema["parameters"][n]}
-    # People type in lower case at times: then the argument is what they typed.
+    return text, _as_typed(text, arguments)
+
+
+def _as_typed(text: str, arguments: dict[str, str]) -> dict[str, str]:
+    """People type in lower case at times: then the argument is what they typed."""
     lowered = {n: v if v in text else v.lower() for n, v in arguments.items()}
-    return text, {n: v if v in text else arguments[n] for n, v in lowered.items()}
+    return {n: v if v in text else arguments[n] for n, v in lowered.items()}
 
 
 def typed(schema: Schema, arguments: dict[str, str]) -> dict[str, Any]:
@@ -240,7 +245,7 @@ def _parallel(rng: Random, schema: Schema, setting: Setting) -> Dialogue:
     second = _argument(rng, slot, {name: first}, setting)
     template = pick(rng, schema["do"], setting.heldout)
     question = request(rng, fill(rng, template, {name: f"{first} and {second}"}))
-    pair = [typed(schema, {name: value}) for value in (first, second)]
+    pair = [typed(schema, _as_typed(question, {name: value})) for value in (first, second)]
     thought = f"The user asks for two things: {first} and {second}. I call {schema['name']} twice."
     call = assistant("", thought, *((schema["name"], arguments) for arguments in pair))
     return Dialogue((user(question), call), toolbox(rng, schema, setting), checkable=True)

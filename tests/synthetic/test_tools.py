@@ -124,3 +124,16 @@ def test_the_calculator_is_right() -> None:
 def test_invented_tools_differ() -> None:
     names = {tools.invented(Random(seed), Setting())["name"] for seed in range(300)}
     assert len(names) > 250 and all(re.fullmatch(r"[a-z_]{1,64}", name) for name in names)
+
+
+def test_two_codes_typed_in_lower_case_are_called_as_typed() -> None:
+    """Only names get their capitals back."""
+    found = []
+    for seed in range(6000):
+        dialogue = tools.make(Random(seed), Setting(heldout=False, thinking=False))
+        calls = dialogue.messages[-1].tool_calls
+        codes = re.findall(r"\b[A-Za-z]{2}\d{3,}\b", dialogue.messages[-2].content)
+        if len(calls) == len(codes) == 2:
+            assert codes == [value for call in calls for value in json.loads(call.arguments).values()]
+            found += codes
+    assert any(code.islower() for code in found) and any(code.isupper() for code in found)
