@@ -135,6 +135,12 @@ def _add_engine(verb: argparse.ArgumentParser) -> None:
         default="int8",
         help="on a CPU: inputs of quantised weights rounded to 8 bits (default), or not",
     )
+    verb.add_argument(
+        "--kv-cache",
+        choices=("auto", "int8"),
+        default="auto",
+        help="on a CPU: keys and values in 8 bits, in half the memory; default: as the weights' dtype",
+    )
     verb.add_argument("--cache-gib", type=float, help="memory for caches in GiB, per model (default 4)")
     verb.add_argument("--max-sequences", type=int, help="answers computed at once (default 32)")
     verb.add_argument("--max-length", type=int, help="most tokens of prompt and answer together")

@@ -122,9 +122,10 @@ def _load(name: str, path: Path, options: Options, engines: ExitStack) -> Served
             device=device,
             quantize=options.quantize,
             activations=options.activations,
+            kv_cache=options.kv_cache,
             progress=progress,
         )
-    own = fingerprint(path, dtype, options.quantize, options.activations)
+    own = fingerprint(path, dtype, options.quantize, options.activations, options.kv_cache)
     engine = engines.enter_context(Engine(model, config, checkpoint=own))
     created = int((path / "config.json").stat().st_mtime)
     return Served(name, engine, chat, engine.max_length, created)
@@ -147,6 +148,7 @@ def _llm(options: Options) -> LLM:
         device=_device(options.device),
         quantize=options.quantize,
         activations=options.activations,
+        kv_cache=options.kv_cache,
     )
 
 

@@ -67,10 +67,12 @@ class LLM:
         device: str = "cpu",
         quantize: str | None = None,
         activations: Literal["int8", "exact"] = "int8",
+        kv_cache: Literal["auto", "int8"] = "auto",
     ) -> None:
         """`model` is an embedded model's name or a checkpoint directory; `dtype` None keeps the
         checkpoint's. On a CPU, `quantize` ("int4", "int8") rounds weights while they are read, and inputs of
-        quantised weights are rounded to 8 bits unless `activations` is "exact".
+        quantised weights are rounded to 8 bits unless `activations` is "exact"; `kv_cache` "int8" keeps keys
+        and values in 8 bits, in half the memory.
         """
         path = locate(model)
         self.chat_format = Chat.from_pretrained(path)
@@ -81,6 +83,7 @@ class LLM:
             device=device,
             quantize=quantize,
             activations=activations,
+            kv_cache=kv_cache,
         )
 
     def chat(

@@ -110,3 +110,32 @@ def test_an_engine_failure_is_an_exception(instruct: LLM, monkeypatch: pytest.Mo
         with pytest.raises(GenerationError, match="out of memory"):
             instruct.chat(QUESTION, GREEDY)
     assert instruct.chat(QUESTION, GREEDY).text
+
+
+STORY = [{"role": "user", "content": "Tell me a story about a cat and a bird that live by the sea."}]
+
+
+def test_keys_and_values_in_8_bits_give_one_answer_however_they_come_about() -> None:
+    """Guessed ahead or not, from a cache or not, in pieces of any size; and nearly that of 16 bits."""
+    asked = SamplingParams(temperature=0, max_tokens=60, logprobs=1, ignore_eos=True)
+    settings = (
+        EngineConfig(draft_tokens=0, prefix_cache=False),
+        EngineConfig(draft_tokens=3, fixed_drafts=True),
+        EngineConfig(step_tokens=5, page_size=8),
+    )
+    found = []
+    for setting in settings:
+        with LLM("tiny-instruct", engine=replace(setting, max_length=512), kv_cache="int8") as llm:
+            found += [llm.chat(STORY, asked), llm.chat(STORY, asked)]
+            assert found[-1].usage.cached_tokens > 0 or not setting.prefix_cache
+    assert {answer.token_ids for answer in found} == {found[0].token_ids}
+    with LLM("tiny-instruct", engine=EngineConfig(max_length=512)) as llm:
+        known = llm.chat(STORY, asked)
+    same = [a == b for a, b in zip(found[0].token_ids, known.token_ids, strict=True)]
+    first = same.index(False) if False in same else len(same)
+    assert first >= 5
+    gaps = [
+        abs(ours.logprob - theirs.logprob)
+        for ours, theirs in zip(found[0].logprobs[:first], known.logprobs[:first], strict=True)
+    ]
+    assert 0 < max(gaps) < 0.5

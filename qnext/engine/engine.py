@@ -22,7 +22,7 @@ from types import TracebackType
 import torch
 
 from qnext.kernels.cpu.team import leave_cores_to_kernels
-from qnext.model.network import Network, load_network
+from qnext.model.network import KVCache, Network, load_network
 from qnext.model.packed_network import Activations
 
 from .config import EngineConfig, native_length
@@ -75,11 +75,15 @@ class Engine:
         device: torch.device | str = "cpu",
         quantize: str | None = None,
         activations: Activations = "int8",
+        kv_cache: KVCache = "auto",
     ) -> Engine:
         """An engine for a checkpoint directory: see `load_network`. Raises ValueError if it is not a whole,
         legal checkpoint."""
-        model = load_network(path, dtype=dtype, device=device, quantize=quantize, activations=activations)
-        return cls(model, config, checkpoint=fingerprint(Path(path), dtype, quantize, activations))
+        model = load_network(
+            path, dtype=dtype, device=device, quantize=quantize, activations=activations, kv_cache=kv_cache
+        )
+        own = fingerprint(Path(path), dtype, quantize, activations, kv_cache)
+        return cls(model, config, checkpoint=own)
 
     def submit(self, request: Request) -> Stream:
         """Queue a request. Raises ValueError if it can never run, EngineFull if the queue is full."""

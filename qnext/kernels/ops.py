@@ -12,7 +12,15 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
+
+SCALE = 4  # bytes of the fp32 scale that follows a head's codes, where keys and values are codes of 8 bits
+
+
+def stored_width(width: int, dtype: torch.dtype) -> int:
+    """Numbers that a head of keys or values takes in a cache."""
+    return width + SCALE if dtype == torch.int8 else width
 
 
 class Window(Protocol):

@@ -7,6 +7,7 @@ only.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -23,6 +24,7 @@ from .scheme import Scheme
 from .weights import Progress
 
 Network = Qwen3Next | PackedQwen3Next
+KVCache = Literal["auto", "int8"]
 KINDS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -33,10 +35,12 @@ def load_network(
     device: torch.device | str = "cpu",
     quantize: str | None = None,
     activations: Activations = "int8",
+    kv_cache: KVCache = "auto",
     progress: Progress | None = None,
 ) -> Network:
     """A checkpoint directory, published or packed. `dtype` None keeps the checkpoint's own; `quantize` rounds
-    a published one while it is read ("int4", "int8"; see `Scheme`).
+    a published one while it is read ("int4", "int8"; see `Scheme`). Keys and values are kept in `dtype`, or
+    with `kv_cache` "int8" in 8 bits.
 
     Raises ValueError naming the file, the tensor or the field that is wrong.
     """
@@ -46,8 +50,10 @@ def load_network(
             raise ValueError(f"{path} is packed already: serve it without --quantize")
         opened = open_packed(path)
         dtype = dtype or (torch.float32 if opened.scheme.kind == "float32" else torch.bfloat16)
+        cached = torch.int8 if kv_cache == "int8" else dtype
         if packing and supported(opened.config):
-            return PackedQwen3Next(opened.config, opened.parts, activations=activations, cache_dtype=dtype)
+            return PackedQwen3Next(opened.config, opened.parts, activations=activations, cache_dtype=cached)
+        _refuse(kv_cache)
         return Qwen3Next.from_packed(opened.config, opened.parts, dtype=dtype, device=device)
     checkpoint = Checkpoint(path)
     own = dtype or checkpoint.dtype
@@ -56,10 +62,20 @@ def load_network(
         if supported(config):
             config, parts = pack_checkpoint(path, Scheme(quantize or KINDS[own]), progress=progress)
             cached = torch.float32 if own == torch.float32 else torch.bfloat16
+            cached = torch.int8 if kv_cache == "int8" else cached
             return PackedQwen3Next(config, parts, activations=activations, cache_dtype=cached)
     if quantize:
         raise ValueError("weights are packed for CPUs and shapes of whole blocks of 16: leave --quantize out")
+    _refuse(kv_cache)
     return Qwen3Next.from_pretrained(path, dtype=dtype, device=device, progress=progress)
+
+
+def _refuse(kv_cache: KVCache) -> None:
+    if kv_cache != "auto":
+        raise ValueError(
+            "keys and values in 8 bits are for CPUs, weights in bfloat16, float32 or packed, and heads of "
+            "whole blocks of 16: leave --kv-cache out"
+        )
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qnext.kernels import memory
-from qnext.kernels.ops import DeltaCache
+from qnext.kernels.ops import SCALE, DeltaCache, stored_width
 
 from .config import ModelConfig
 
@@ -37,18 +37,19 @@ class StateSize:
         mtp: bool = False,
         kept: int = 0,
     ) -> StateSize:
-        """For keys and values of `itemsize` bytes an element (2: bf16), and `kept` bytes for all else (0: as
-        many), but the delta state, which is fp32. With `drafts` tokens that may be guessed at once; with
-        `mtp`, by a head that has keys and values of its own.
+        """For keys and values of `itemsize` bytes an element (2: bf16; 1: codes, with a scale a head), and
+        `kept` bytes for all else (0: as many), but the delta state, which is fp32. With `drafts` tokens that
+        may be guessed at once; with `mtp`, by a head that has keys and values of its own.
         """
         kept = kept or itemsize
         full = config.layer_types.count("full_attention") + mtp
         linear = config.layer_types.count("linear_attention")
         keys, values = config.linear_num_key_heads, config.linear_num_value_heads
         widths = config.linear_key_head_dim, config.linear_value_head_dim
+        head = config.head_dim * itemsize + (SCALE if itemsize == 1 else 0)
         drafted = (keys * widths[0] + values * widths[1] + config.conv_dim) * kept + 2 * values * 4
         return cls(
-            kv_token=full * 2 * config.num_key_value_heads * config.head_dim * itemsize,
+            kv_token=full * 2 * config.num_key_value_heads * head,
             delta=linear * values * widths[0] * widths[1] * 4,
             conv=linear * config.conv_dim * (config.linear_conv_kernel_dim - 1) * kept,
             window=linear * drafts * drafted,
@@ -66,7 +67,8 @@ class State:
     """Caches of all layers; an entry is None where the layer is of the other kind.
 
     `pages` [pages, layers, 2, page_size, G, D] is one piece of memory for all keys and values; `kv[layer]` =
-    its keys and values [pages, page_size, G, D] of that layer, `mtp` those of the MTP head. `delta[layer]`
+    its keys and values [pages, page_size, G, D] of that layer, `mtp` those of the MTP head; where they are
+    int8 codes, D counts those of a head's scale too (`stored_width`). `delta[layer]`
     [slots, V, C, U] fp32 with its window, `conv[layer]` [slots, channels, W-1+D], `hidden` [slots, H] the
     last certain token's hidden state. A slot must be cleared before a new sequence uses it.
     """
@@ -96,7 +98,7 @@ class State:
 
         Keys and values are of `dtype`, all else of `kept` (None: the same), but the delta state, in fp32."""
         full = [kind == "full_attention" for kind in config.layer_types]
-        kv_heads = (page_size, config.num_key_value_heads, config.head_dim)
+        kv_heads = (page_size, config.num_key_value_heads, stored_width(config.head_dim, dtype))
         keys, values = config.linear_num_key_heads, config.linear_num_value_heads
         key_width, value_width = config.linear_key_head_dim, config.linear_value_head_dim
 

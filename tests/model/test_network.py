@@ -53,6 +53,18 @@ def test_shapes_and_numbers_that_kernels_cannot_do(tmp_path: Path) -> None:
         load_network(odd, quantize="int4")
 
 
+def test_keys_and_values_may_be_kept_in_8_bits(tmp_path: Path) -> None:
+    source = saved(tmp_path / "x")
+    convert(source, tmp_path / "packed", Scheme("int4"))
+    for path in (source, tmp_path / "packed"):
+        assert load_network(path, kv_cache="int8").cache_dtype == torch.int8
+    odd = saved(tmp_path / "odd", linear_key_head_dim=8)
+    convert(odd, tmp_path / "odd packed", Scheme("int8"))
+    for path in (odd, tmp_path / "odd packed", saved(tmp_path / "half", torch.float16)):
+        with pytest.raises(ValueError, match="leave --kv-cache out"):
+            load_network(path, kv_cache="int8")
+
+
 def test_the_reference_can_be_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = saved(tmp_path / "x")
     convert(source, tmp_path / "packed", Scheme("int8"))

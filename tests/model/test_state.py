@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,6 +30,9 @@ def test_bytes_of_the_published_model() -> None:
     assert size.kv_token == 24 << 10
     assert size.delta == 72 << 20
     assert size.conv == 36 * 8192 * 3 * 2
+    assert StateSize.of(ModelConfig.from_dict(PUBLISHED), itemsize=1, kept=2) == replace(
+        size, kv_token=12 * 2 * 2 * (256 + 4)
+    )
     single = StateSize.of(ModelConfig.from_dict(PUBLISHED), itemsize=4)
     assert (single.kv_token, single.delta, single.conv) == (48 << 10, 72 << 20, 2 * size.conv)
 
@@ -48,7 +53,7 @@ def test_allocated_bytes_are_the_declared_ones() -> None:
 
 
 @pytest.mark.parametrize("mtp", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("drafts", [0, 3])
 @pytest.mark.parametrize("kinds", ["llfl", "ll", "ff"])
 def test_all_bytes_held_are_the_declared_ones(kinds: str, drafts: int, dtype: torch.dtype, mtp: bool) -> None:
@@ -56,8 +61,11 @@ def test_all_bytes_held_are_the_declared_ones(kinds: str, drafts: int, dtype: to
     config = ModelConfig(
         **{**TINY, "num_hidden_layers": len(kinds), "layer_types": tuple(names[kind] for kind in kinds)}
     )
-    state = State.allocate(config, pages=7, page_size=3, slots=5, dtype=dtype, drafts=drafts, mtp=mtp)
-    size = StateSize.of(config, dtype.itemsize, drafts, mtp=mtp)
+    kept = torch.bfloat16 if dtype == torch.int8 else dtype
+    state = State.allocate(
+        config, pages=7, page_size=3, slots=5, dtype=dtype, kept=kept, drafts=drafts, mtp=mtp
+    )
+    size = StateSize.of(config, dtype.itemsize, drafts, mtp=mtp, kept=kept.itemsize)
     tensors = [state.pages, *state.slotted, *(t for pair in (*state.kv, state.mtp) if pair for t in pair)]
     tensors += [t for cache in state.delta if cache for t in cache]
     tensors += [t for t in (*state.conv, state.hidden) if t is not None]

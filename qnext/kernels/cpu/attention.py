@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ops import Row
+from ..ops import Row, stored_width
 from . import attention_decode, attention_prefill, isa
 from .attention_inputs import preparing
-from .attention_job import EXACT, EXACT_BF16, FAST
+from .attention_job import CODES, EXACT, EXACT_BF16, FAST
 from .inputs import float_bits
 from .workspace import Workspace
 
+KINDS = {torch.float32: EXACT, torch.bfloat16: EXACT_BF16, torch.int8: CODES}  # by the dtype of the cache
 SHORT = attention_decode.WINDOW  # the longest piece that is answered from a layout
 
 
@@ -39,7 +40,7 @@ class AttentionWeights(NamedTuple):
 
 def supported(query_heads: int, key_heads: int, width: int, dtype: torch.dtype) -> bool:
     """Whether there is a kernel for heads of a width, and caches of a dtype."""
-    return width % 16 == 0 and query_heads % key_heads == 0 and dtype in (torch.bfloat16, torch.float32)
+    return width % 16 == 0 and query_heads % key_heads == 0 and dtype in KINDS
 
 
 class _Paged(NamedTuple):
@@ -53,8 +54,10 @@ class _Paged(NamedTuple):
 
     @classmethod
     def of(cls, cache: tuple[Tensor, Tensor], row: Row, heads: int, width: int) -> _Paged:
-        """A cache of keys and values [pages, page size, G, D], of which only the pages need not adjoin."""
+        """A cache of keys and values [pages, page size, G, `stored_width`], of which only the pages need not
+        adjoin."""
         keys, values = cache
+        width = stored_width(width, keys.dtype)
         (_, size, *shape), (step, *steps) = keys.shape, keys.stride()
         assert keys.dtype == values.dtype and keys.shape == values.shape and keys.stride() == values.stride()
         assert shape == [heads, width] and steps == [heads * width, width, 1] and step >= size * heads * width
@@ -101,7 +104,8 @@ def gated_attention(
 ) -> Tensor:
     """Rows of (q | gate | k | v) -> the gated answers [T, Q * D], before the output projection.
 
-    New keys and values are rounded to the cache's dtype and are seen as rounded, by their own piece too, so
+    New keys and values are rounded to the cache's dtype (int8: to 255 steps of each head's largest) and are
+    seen as rounded, by their own piece too, so
     that an answer does not depend on how a prompt was cut. With `exact` all arithmetic is fp32; without it,
     queries and weights are rounded to bf16 where the cache is bf16 and the machine multiplies it.
     """
@@ -109,7 +113,7 @@ def gated_attention(
     assert out_TQD.shape == (len(projected_TX), shape[0] * shape[2])
     assert out_TQD.dtype == torch.float32 and out_TQD.is_contiguous()
     paged = _Paged.of(cache, row, *shape[1:]) if cache else _Paged.fresh(row, *shape[1:], workspace)
-    kind = EXACT if paged.dtype == torch.float32 else EXACT_BF16
+    kind = KINDS[paged.dtype]
     if kind == EXACT_BF16 and not exact and isa.has_bf16() and weights.width % 32 == 0:
         kind = FAST
     job = _prepare(kind, projected_TX, weights, row, rotary, paged, out_TQD.data_ptr(), workspace)
@@ -134,7 +138,7 @@ def store(
     """Rows of (k | v): put into the cache what `gated_attention` would, and answer nothing."""
     weights = weights._replace(query_heads=0)
     paged = _Paged.of(cache, row, weights.key_heads, weights.width)
-    kind = EXACT if paged.dtype == torch.float32 else EXACT_BF16
+    kind = KINDS[paged.dtype]
     _prepare(kind, projected_TX, weights, row, rotary, paged, 0, workspace)
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from .activations import exp, sigmoid
-from .attention_job import EXACT, EXACT_BF16, FAST, MORE, read_job, read_short
+from .attention_cells import ITEM, READERS, head_bytes
+from .attention_job import CODES, EXACT, EXACT_BF16, FAST, MORE, read_job, read_short
 from .jit import inline, kernel
 from .shuffles import pair_bf16, swap_halves, swap_quarters, take, totals, zip_high, zip_low
 from .simd import (
@@ -31,7 +32,6 @@ from .simd import (
     larger,
     largest,
     load,
-    load_bf16,
     load_i32,
     peek,
     poke,
@@ -96,8 +96,7 @@ def scratch_bytes(heads: tuple[int, int, int]) -> int:
 
 def _scorer(kind: int) -> Callable[..., None]:
     """Scores of a group for the keys of 4 places, while the keys after some others are on their way."""
-    read = load_bf16 if kind == EXACT_BF16 else load
-    size = 4 if kind == EXACT else 2
+    read, size = READERS[kind], ITEM.get(kind, 2)
 
     @inline
     def exact(
@@ -112,8 +111,8 @@ def _scorer(kind: int) -> Callable[..., None]:
             for d in range(0, width, 16):
                 prefetch_l2(ahead + cells[after + 2 * half] + d * size)
                 prefetch_l2(ahead + cells[after + 2 * half + 1] + d * size)
-                x, y = read(one + d * size), read(two + d * size)
-                z, t = read(three + d * size), read(four + d * size)
+                x, y = read(one, d, width), read(two, d, width)
+                z, t = read(three, d, width), read(four, d, width)
                 for r in range(4):
                     q = load(queries + ((half * 4 + r) * width + d) * 4)
                     sums[r] = fma(q, x, sums[r])
@@ -152,8 +151,7 @@ def _score_fast(
 def _adder(kind: int, vectors: int) -> Callable[..., None]:
     """To the answers of a group, the weighted values of the places from `begin` to `end`, a few vectors of
     their width at a time, from `first` to `last`. Those of as many places on are asked for."""
-    read, count, span = load_bf16 if kind == EXACT_BF16 else load, 8 * vectors, 16 * vectors
-    size = 4 if kind == EXACT else 2
+    read, size, count, span = READERS[kind], ITEM.get(kind, 2), 8 * vectors, 16 * vectors
 
     @inline
     def exact(
@@ -164,20 +162,21 @@ def _adder(kind: int, vectors: int) -> Callable[..., None]:
         end: int,
         first: int,
         last: int,
+        width: int,
         out: int,
         step: int,
     ) -> None:
         for d in range(first, last, span):
-            sums, here, to = registers_f32(count), values + d * size, out + d * 4
+            sums, to = registers_f32(count), out + d * 4
             for r in range(8):
                 for v in range(vectors):
                     sums[r * vectors + v] = load(to + r * step + v * 64)
             for place in range(begin, end):
-                prefetch_l2(here + cells[place + end - begin])
+                prefetch_l2(values + cells[place + end - begin] + d * size)
                 for r in range(8):
                     p = spread(weights + r // 4 * HALF + place * 16 + r % 4 * 4)
                     for v in range(vectors):
-                        x = read(here + cells[place] + v * 16 * size)
+                        x = read(values + cells[place], d + v * 16, width)
                         sums[r * vectors + v] = fma(p, x, sums[r * vectors + v])
             for r in range(8):
                 for v in range(vectors):
@@ -218,9 +217,9 @@ def _add_fast(
             store(to + r * step + 64, sums[2 * r + 1])
 
 
-_score_half, _score_full = _scorer(EXACT_BF16), _scorer(EXACT)
-_add_half, _add_full = _adder(EXACT_BF16, 2), _adder(EXACT, 2)
-_add_last_half, _add_last_full = _adder(EXACT_BF16, 1), _adder(EXACT, 1)
+_score_half, _score_full, _score_codes = _scorer(EXACT_BF16), _scorer(EXACT), _scorer(CODES)
+_add_half, _add_full, _add_codes = _adder(EXACT_BF16, 2), _adder(EXACT, 2), _adder(CODES, 2)
+_add_last_half, _add_last_full, _add_last_codes = _adder(EXACT_BF16, 1), _adder(EXACT, 1), _adder(CODES, 1)
 
 
 @inline
@@ -253,7 +252,7 @@ def _score(
     _, key_heads, width = heads
     keys, values, _, _ = caches
     row = GROUP * width * (2 if kind == FAST else 4)
-    size = width * (4 if kind == EXACT else 2)
+    size = head_bytes(kind, width)
     for place in range(0, places, STREAMS):
         # after the last keys the first values are asked for
         after, ahead = place + AHEAD * STREAMS, keys
@@ -265,6 +264,8 @@ def _score(
                 _score_fast(q, width, keys + head, cells, place, ahead + head, after, here)
             elif kind == EXACT:
                 _score_full(q, width, keys + head, cells, place, ahead + head, after, here)
+            elif kind == CODES:
+                _score_codes(q, width, keys + head, cells, place, ahead + head, after, here)
             else:
                 _score_half(q, width, keys + head, cells, place, ahead + head, after, here)
 
@@ -286,7 +287,7 @@ def _add(
 ) -> None:
     """Weighted values of a block [group][query][D]."""
     _, key_heads, width = heads
-    size, step = width * (4 if kind == EXACT else 2), width * 4
+    size, step = head_bytes(kind, width), width * 4
     for i in range(0, key_heads * groups * GROUP * step, 64):
         store(out + i, fill(0.0))
     for begin in range(0, places, TILE * STREAMS):
@@ -300,11 +301,14 @@ def _add(
             if kind == FAST:
                 _add_fast(w, here, cells, begin, end, 0, width, to, step)
             elif kind == EXACT:
-                _add_full(w, here, cells, begin, end, 0, even, to, step)
-                _add_last_full(w, here, cells, begin, end, even, width, to, step)
+                _add_full(w, here, cells, begin, end, 0, even, width, to, step)
+                _add_last_full(w, here, cells, begin, end, even, width, width, to, step)
+            elif kind == CODES:
+                _add_codes(w, here, cells, begin, end, 0, even, width, to, step)
+                _add_last_codes(w, here, cells, begin, end, even, width, width, to, step)
             else:
-                _add_half(w, here, cells, begin, end, 0, even, to, step)
-                _add_last_half(w, here, cells, begin, end, even, width, to, step)
+                _add_half(w, here, cells, begin, end, 0, even, width, to, step)
+                _add_last_half(w, here, cells, begin, end, even, width, width, to, step)
 
 
 @inline
@@ -357,7 +361,7 @@ def answer_share(address: int, thread: int, threads: int) -> None:
     kind, heads = job.kind, (job.query_heads, job.key_heads, job.width)
     query_heads, key_heads, width = heads
     caches = (job.keys, job.values, job.page_step, job.page_size)
-    share, cell = query_heads // key_heads, key_heads * width * (4 if kind == EXACT else 2)
+    share, cell = query_heads // key_heads, key_heads * head_bytes(kind, width)
     row, tasks = width * (2 if kind == FAST else 4), word(short.layout + 16 * short.sequences)
     cells = np.empty(BLOCK + TILE * STREAMS, np.int64)
     work = short.scratch + thread * short.scratch_step

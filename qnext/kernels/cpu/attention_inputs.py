@@ -9,9 +9,8 @@ floats.
 
 from __future__ import annotations
 
-import numpy as np
-
-from .attention_job import EXACT, FAST, read_job
+from .attention_cells import head_bytes, put
+from .attention_job import FAST, read_job
 from .jit import inline
 from .simd import as_number, fill, fma, load, peek, poke, root, store, store_bf16, total, word
 from .task import Task
@@ -43,7 +42,7 @@ def _rotate(x: int, cos: int, sin: int, half: int) -> None:
 
 
 @inline
-def _put(x: int, width: int, scale: float, rounded: bool, out: int) -> None:
+def _put_query(x: int, width: int, scale: float, rounded: bool, out: int) -> None:
     """Multiplied, as bf16 or fp32."""
     for i in range(0, width, 16):
         if rounded:
@@ -57,23 +56,22 @@ def prepare_share(address: int, thread: int, threads: int) -> None:
     job = read_job(address)
     head, share, group = job.width * 4, job.query_heads, job.key_heads
     query_bytes = job.width * (2 if job.kind == FAST else 4)
-    cell_bytes = job.width * (4 if job.kind == EXACT else 2)
+    cell_bytes = head_bytes(job.kind, job.width)
     work, eps, scale = job.desks + thread * head, as_number(job.eps), as_number(job.scale)
     for t in range(job.tokens * thread // threads, job.tokens * (thread + 1) // threads):
         x, turn = job.rows + t * job.row_step, t * job.half * 4
         for h in range(share):
             _normalised(x + h * head, job.q_norm, job.width, eps, work)
             _rotate(work, job.cos + turn, job.sin + turn, job.half)
-            _put(work, job.width, scale, job.kind == FAST, job.queries + (t * share + h) * query_bytes)
+            _put_query(work, job.width, scale, job.kind == FAST, job.queries + (t * share + h) * query_bytes)
         place = word(job.cells + 8 * t)
         cell = place // job.page_size * job.page_step + place % job.page_size * group * cell_bytes
         x += 2 * share * head
         for g in range(group):
             _normalised(x + g * head, job.k_norm, job.width, eps, work)
             _rotate(work, job.cos + turn, job.sin + turn, job.half)
-            _put(work, job.width, np.float32(1), job.kind != EXACT, job.keys + cell + g * cell_bytes)
-            value = x + (group + g) * head
-            _put(value, job.width, np.float32(1), job.kind != EXACT, job.values + cell + g * cell_bytes)
+            put(job.kind, work, job.width, job.keys + cell + g * cell_bytes)
+            put(job.kind, x + (group + g) * head, job.width, job.values + cell + g * cell_bytes)
 
 
 preparing = Task(prepare_share)

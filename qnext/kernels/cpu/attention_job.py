@@ -11,10 +11,11 @@ from typing import NamedTuple
 from .jit import reader
 
 EXACT_BF16, EXACT, FAST = 0, 1, 2  # caches of bf16 or fp32, with fp32 arithmetic; bf16 throughout
+CODES = 3  # caches of codes of 8 bits, with fp32 arithmetic
 
 
 class Job(NamedTuple):
-    """`kind`: one of the three above. The layer's shape and its norms' weights; rows of (q | gate | k | v),
+    """`kind`: one of the four above. The layer's shape and its norms' weights; rows of (q | gate | k | v),
     or of (k | v) where there are no query heads, `row_step` bytes apart; rotary tables [T, R]; `queries`
     [T, Q, D], as bf16 where `kind` is FAST. `caches` [.., page size, G, D], `page_step` bytes from page to
     page, and cells of the new tokens. `desks`: a float for each dimension and thread. `eps` and `scale` are

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from .activations import as_int, exp, sigmoid
-from .attention_job import EXACT, FAST, MORE, read_job, read_long
+from .attention_cells import head_bytes, read
+from .attention_job import FAST, MORE, read_job, read_long
 from .jit import inline
 from .shuffles import take, transpose, zip_high, zip_low
 from .simd import (
@@ -30,7 +31,6 @@ from .simd import (
     larger,
     largest,
     load,
-    load_bf16,
     load_i32,
     peek,
     poke,
@@ -101,15 +101,12 @@ _multiply_last_exact, _multiply_last_fast = _multiplier(False, 1), _multiplier(T
 def _key_panel(kind: int, keys: int, cells: Any, first: int, width: int, panel: int) -> None:
     """Copy 64 keys from the `first` of the block on, 16 x 16 steps at a time."""
     rows = registers_i32(16)
-    size, span = 4 if kind == EXACT else 2, 32 if kind == FAST else 16
+    span = 32 if kind == FAST else 16
     for group in range(0, PANEL, 16):
         for d in range(0, width, span):
             for i in range(16):
-                source = keys + cells[first + group + i] + d * size
-                if kind in (FAST, EXACT):
-                    rows[i] = load_i32(source)
-                else:
-                    rows[i] = as_int(load_bf16(source))
+                head = keys + cells[first + group + i]
+                rows[i] = load_i32(head + d * 2) if kind == FAST else as_int(read(kind, head, d, width))
             transpose(rows)
             to = panel + (d * 16 // span * PANEL + group) * 4
             for i in range(16):
@@ -140,8 +137,7 @@ def _value_panels(kind: int, values: int, cells: Any, first: int, at: int, width
         for i in range(PANEL):
             one = values + cells[first + i]
             for d in range(0, width, 16):
-                x = load(one + d * 4) if kind == EXACT else load_bf16(one + d * 2)
-                store(_value_place(panels, d, at + i, width, BLOCK * 4), x)
+                store(_value_place(panels, d, at + i, width, BLOCK * 4), read(kind, one, d, width))
 
 
 @inline
@@ -149,7 +145,7 @@ def _copy_panels(
     kind: int, caches: Any, cells: Any, first: int, at: int, g: int, width: int, keys: int, values: int
 ) -> None:
     """Copy 64 keys and values of a key head, `at` so many of their block; their cells begin at `first`."""
-    size = width * (4 if kind == EXACT else 2)
+    size = head_bytes(kind, width)
     panel = keys + at * width * (2 if kind == FAST else 4)
     _key_panel(kind, caches[0] + g * size, cells, first, width, panel)
     _value_panels(kind, caches[1] + g * size, cells, first, at, width, values)
@@ -162,7 +158,7 @@ def _find_cells(
     """How far the keys from `begin` on are from the first of the cache, block by block from `fixed` on. After
     a block's last it is that of the last."""
     _, _, page_step, page_size = caches
-    cell = heads[1] * heads[2] * (4 if kind == EXACT else 2)
+    cell = heads[1] * head_bytes(kind, heads[2])
     for block in range(fixed, end, BLOCK):
         for i in range(BLOCK):
             key = min(max(block, begin) + i, min(block + BLOCK, end) - 1)

@@ -13,11 +13,13 @@ from torch import Tensor
 from qnext.kernels import reference
 from qnext.kernels.cpu.attention import AttentionWeights, gated_attention, supported
 from qnext.kernels.cpu.workspace import Workspace
+from qnext.kernels.ops import SCALE
 from qnext.model.packing import Packing
 
 from ..twins import distance
 
-BF16, FP32 = torch.bfloat16, torch.float32
+BF16, FP32, INT8 = torch.bfloat16, torch.float32, torch.int8
+ROUNDING = {BF16: 4e-3, FP32: 1e-6, INT8: 1e-2}  # of a key, by the dtype of its cache
 SHAPES = [(16, 2, 256, 32), (4, 1, 64, 8), (6, 2, 48, 5), (3, 3, 16, 8), (12, 1, 32, 16)]  # Q, G, D, R
 ROWS = [  # lengths, contexts
     ((1,), (0,)),
@@ -29,6 +31,29 @@ ROWS = [  # lengths, contexts
 ]
 Shape = tuple[int, int, int, int]
 Cache = tuple[Tensor, Tensor]
+
+
+def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Heads [.., D] as a cache holds them."""
+    if dtype != INT8:
+        return x.to(dtype)
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    codes = (x / torch.where(scale == 0, 1.0, scale)).round().to(INT8)
+    return torch.cat((codes, scale.view(INT8)), -1)
+
+
+def numbers(cells: Tensor) -> Tensor:
+    """What they mean, fp32."""
+    if cells.dtype != INT8:
+        return cells.float()
+    return cells[..., :-SCALE].float() * cells[..., -SCALE:].contiguous().view(FP32)
+
+
+def without_numbers(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Cells that hold nothing: NaN."""
+    if dtype != INT8:
+        return torch.full(tuple(shape), float("nan"), dtype=dtype)
+    return torch.full((*shape[:-1], shape[-1] + SCALE), -1, dtype=INT8)
 
 
 @dataclass(frozen=True)
@@ -59,10 +84,10 @@ class Case:
         places = torch.randperm(sum(needs) + 3, generator=rng).tolist()
         pages = [[places.pop() for _ in range(need)] for need in needs]
         row = Packing.cached(lengths, contexts, pages, range(len(lengths)), page_size, first=first)
-        memory = torch.full((sum(needs) + 3, 3, 2, page_size, *shape[1:3]), float("nan"), dtype=dtype)
+        memory = without_numbers((sum(needs) + 3, 3, 2, page_size, *shape[1:3]), dtype)
         for held, context in zip(pages, contexts, strict=True):
             at = torch.arange(first, context)
-            cells = torch.randn(len(at), 2, *shape[1:3], generator=rng).to(dtype)
+            cells = stored(torch.randn(len(at), 2, *shape[1:3], generator=rng), dtype)
             memory[torch.tensor(held)[at // page_size], 1, :, at % page_size] = cells
         return cls._with(shape, row, (memory[:, 1, 0], memory[:, 1, 1]), rng)
 
@@ -86,7 +111,7 @@ class Case:
         if self.cache is None:
             return self
         pages, *cells = self.cache[0].shape
-        memory = torch.full((pages, 3, 2, *cells), float("nan"), dtype=self.cache[0].dtype)
+        memory = torch.zeros((pages, 3, 2, *cells), dtype=self.cache[0].dtype)
         memory[:, 1, 0], memory[:, 1, 1] = self.cache
         return replace(self, cache=(memory[:, 1, 0], memory[:, 1, 1]))
 
@@ -133,20 +158,27 @@ class Case:
             assert self.row.cells is not None
             size = self.cache[0].shape[1]
             cells = self.row.cells // size, self.row.cells % size
-            assert self.cache[1][cells].equal(v.to(self.cache[1].dtype))
-            assert distance(self.cache[0][cells].float(), k) < (4e-3 if self.cache[0].dtype == BF16 else 1e-6)
-            k, v = (stored[cells].float() for stored in self.cache)
-            for stored, old in zip(self.cache, before.cache, strict=True):
-                old[cells] = stored[cells]
-                assert stored.view(torch.uint8).equal(old.view(torch.uint8))
-        out = reference.attention(q, k, v, self.row, before.cache, self.weights.scale)
+            dtype = self.cache[0].dtype
+            if dtype == INT8:  # half a step, whichever way a tie goes
+                steps = self.cache[1][cells][..., -SCALE:].contiguous().view(FP32)
+                assert steps.equal(v.abs().amax(-1, keepdim=True) / 127)
+                assert ((numbers(self.cache[1][cells]) - v).abs() <= steps * 0.5001).all()
+            else:
+                assert self.cache[1][cells].equal(v.to(dtype))
+            assert distance(numbers(self.cache[0][cells]), k) < ROUNDING[dtype]
+            k, v = (numbers(each[cells]) for each in self.cache)
+            for each, old in zip(self.cache, before.cache, strict=True):
+                old[cells] = each[cells]
+                assert each.view(torch.uint8).equal(old.view(torch.uint8))
+        known = before.cache and tuple(map(numbers, before.cache))
+        out = reference.attention(q, k, v, self.row, known, self.weights.scale)
         wanted = (out * gate.sigmoid()).flatten(1)
         assert distance(found, wanted) < (limit if exact else 2 * limit)
         assert (found - wanted).norm() < limit * wanted.norm()
 
 
 @pytest.mark.parametrize("lengths,contexts", ROWS, ids=str)
-@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, FP32, INT8], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_the_reference(
     shape: Shape, dtype: torch.dtype, lengths: tuple[int, ...], contexts: tuple[int, ...]
@@ -178,12 +210,12 @@ def test_pages_of_any_size_with_empty_first_cells(
     case.check(exact=True)
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("dtype,exact", [(BF16, True), (BF16, False), (INT8, False)], ids=str)
 @pytest.mark.parametrize("lengths,contexts", ROWS, ids=str)
 def test_an_answer_does_not_depend_on_neighbours_or_threads(
-    lengths: tuple[int, ...], contexts: tuple[int, ...], exact: bool
+    lengths: tuple[int, ...], contexts: tuple[int, ...], dtype: torch.dtype, exact: bool
 ) -> None:
-    case = Case.paged(SHAPES[0], lengths, contexts, dtype=BF16)
+    case = Case.paged(SHAPES[0], lengths, contexts, dtype=dtype)
     together, threads = case.copy().run(exact), numba.get_num_threads()
     for n, start in enumerate(case.row.starts):
         assert case.only(n).run(exact).equal(together[start : start + lengths[n]])
@@ -209,7 +241,7 @@ def test_scores_may_be_large() -> None:
 
 
 def test_what_is_supported() -> None:
-    assert supported(16, 2, 256, BF16) and supported(3, 1, 48, FP32)
+    assert supported(16, 2, 256, BF16) and supported(3, 1, 48, FP32) and supported(4, 1, 64, INT8)
     assert not supported(4, 1, 24, FP32) and not supported(4, 1, 64, torch.float16)
 
 
