@@ -4,10 +4,10 @@
 
 Prints one JSON line. `delta` is the half of a linear layer between its projections: the step at batch 1 over
 the states of 36 layers, in GB/s of state read and written beside a plain copy's; and pieces of a prompt.
-`attention` is that of a full layer over bf16 pages in disorder: a token after 4,096 and 32,768 others, in
-GB/s of keys and values beside a plain reader's, exact and rounded; and 2,048 tokens of a prompt after none,
-14,336 and 30,720 others, in GFLOP/s. A memory that others use too is only comparable within one run, so steps
-and copies take turns, and readings come before and after.
+`attention` is that of a full layer over pages in disorder, of bf16 (rounded, exact) and of codes of 8 bits: a
+token after 4,096 and 32,768 others, in GB/s of keys and values beside a plain reader's; and 2,048 tokens of a
+prompt after none, 14,336 and 30,720 others, in GFLOP/s. A memory that others use too is only comparable
+within one run, so steps and copies take turns, and readings come before and after.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qnext.kernels.cpu import isa
 from qnext.kernels.cpu.attention import AttentionWeights, gated_attention
 from qnext.kernels.cpu.delta_net import DeltaNetWeights, delta_net
 from qnext.kernels.cpu.workspace import Workspace
-from qnext.kernels.ops import DeltaCache
+from qnext.kernels.ops import SCALE, DeltaCache, stored_width
 from qnext.model.packing import Packing
 
 SHAPE, PAGE, PIECE = (16, 2, 256, 32), 16, 2048  # query and key heads, width, rotary pairs
@@ -98,18 +98,24 @@ def delta(seconds: float) -> Numbers:
 class AttentionLayer:
     """Random keys and values of one sequence in some layers, and a row of inputs after them."""
 
-    def __init__(self, tokens: int, context: int, layers: int, exact: bool, workspace: Workspace) -> None:
-        queries, keys, width, half = SHAPE
+    def __init__(self, tokens: int, context: int, layers: int, kind: str, workspace: Workspace) -> None:
+        (queries, keys, width, half), dtype = SHAPE, torch.int8 if kind == "codes" else torch.bfloat16
         count = -(-(tokens + context) // PAGE)
         places = torch.randperm(count * layers).view(layers, count).tolist()
-        memory = torch.empty(count * layers, 2, PAGE, keys, width, dtype=torch.bfloat16).normal_()
+        memory = torch.zeros(count * layers, 2, PAGE, keys, stored_width(width, dtype), dtype=dtype)
+        if dtype == torch.bfloat16:
+            memory.normal_()
         self.cache = memory[:, 0], memory[:, 1]
         self.rows = [Packing.cached([tokens], [context], [pages], [0], PAGE) for pages in places]
         norms = torch.zeros(2, width)
         self.weights = AttentionWeights(norms[0], norms[1], 1e-6, queries, keys, width, width**-0.5)
         self.projected = torch.randn(tokens, 2 * (queries + keys) * width)
         self.rotary = torch.rand(tokens, half), torch.rand(tokens, half)
-        self.out, self.workspace, self.exact = torch.empty(tokens, queries * width), workspace, exact
+        self.out, self.workspace, self.exact = (
+            torch.empty(tokens, queries * width),
+            workspace,
+            kind != "rounded",
+        )
 
     def __call__(self) -> None:
         given = (self.weights, self.rows[0], self.rotary, self.cache, self.out)
@@ -124,17 +130,17 @@ def attention(seconds: float) -> Numbers:
     def readable() -> float:
         return float(roofline.bandwidth(0.5, numba.get_num_threads(), 0.2)["read_gb_s"])
 
-    for exact in (False, True):
-        kind = "exact" if exact else "rounded"
+    for kind in ("rounded", "exact", "codes"):
+        number = 1 + SCALE / SHAPE[2] if kind == "codes" else 2
         for context in (4096, 32768):
-            layer = AttentionLayer(1, context, 2**18 // context, exact, workspace)
+            layer = AttentionLayer(1, context, 2**18 // context, kind, workspace)
             before = readable()
             (step,) = seconds_of([layer], seconds)
-            name, speed = f"{kind}_{context}", 4 * context * SHAPE[1] * SHAPE[2] / step / 1e9
+            name, speed = f"{kind}_{context}", 2 * number * context * SHAPE[1] * SHAPE[2] / step / 1e9
             found |= {f"{name}_us": step * 1e6, f"{name}_gb_s": speed}
             found[f"{name}_share"] = 2 * speed / (before + readable())
         for context in (0, 14336, 30720):
-            (taken,) = seconds_of([AttentionLayer(PIECE, context, 1, exact, workspace)], seconds)
+            (taken,) = seconds_of([AttentionLayer(PIECE, context, 1, kind, workspace)], seconds)
             work = 4 * SHAPE[0] * SHAPE[2] * PIECE * (context + PIECE / 2)
             name = f"{kind}_prompt_{context}"
             found |= {f"{name}_ms": taken * 1e3, f"{name}_gflop_s": work / taken / 1e9}
