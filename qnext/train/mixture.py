@@ -31,6 +31,7 @@ from .documents import READERS, read_documents, read_told_stories
 
 T = TypeVar("T")
 _WAITING = 8  # examples kept for the next row when they do not fit into this one
+_DRAWS = 100  # until one is found that teaches something
 
 
 @dataclass(frozen=True)
@@ -195,12 +196,21 @@ class _Mixture:
     def _draw(self) -> Example:
         parts = self._spec.parts
         behind = min(range(len(parts)), key=lambda i: self._served[i] / parts[i].weight)
-        example = self._streams[behind].next()
+        for _ in range(_DRAWS):
+            example = self._cut(self._streams[behind].next())
+            if any(example.weights):
+                self._served[behind] += len(example.ids)
+                return example
+        raise ValueError(
+            f"data part {behind + 1} ({parts[behind].kind}): {_DRAWS} conversations running have no answer "
+            f"within data.max_length ({self._spec.max_length}) tokens: raise it"
+        )
+
+    def _cut(self, example: Example) -> Example:
         limit = self._spec.max_length
-        if len(example.ids) > limit:
-            example = Example(example.ids[:limit], example.weights[:limit], example.cuttable)
-        self._served[behind] += len(example.ids)
-        return example
+        if len(example.ids) <= limit:
+            return example
+        return Example(example.ids[:limit], example.weights[:limit], example.cuttable)
 
     def state_dict(self) -> dict[str, Any]:
         return {

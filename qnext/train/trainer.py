@@ -72,7 +72,6 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, mesh: Mesh | None = None, actor: OpenActor | None = None) -> None:
         torch.set_num_threads(recipe.threads)
-        torch.set_flush_denormal(True)  # decays underflow; arithmetic on denormals is many times slower
         torch.manual_seed(recipe.seed)
         self.recipe, self.mesh = recipe, mesh or Mesh(MeshSettings(), None)
         if recipe.schedule.accumulate % self.mesh.size:
@@ -94,7 +93,7 @@ class Trainer:
     def run(self, progress: Callable[[int, Metrics], None] | None = None) -> Path | None:
         """Train to the last step and export; SIGINT and SIGTERM save and return None instead."""
         recipe, saved = self.recipe, time.monotonic()
-        with contextlib.closing(self.stage), _stop_request() as stop:
+        with contextlib.closing(self.stage), _flushed_denormals(), _stop_request() as stop:
             while self.step < recipe.schedule.steps:
                 norm = self._train_step()
                 ended = self.step == recipe.schedule.steps
@@ -217,6 +216,16 @@ def lost_processes(recipe: Recipe) -> Iterator[None]:
             f"another process of the mesh is lost ({str(error).splitlines()[0]}): its own message says why. "
             f"Start again, and the run goes on from {checkpoint.latest(recipe.output) or 'the start'}"
         ) from error
+
+
+@contextlib.contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Decays underflow, and arithmetic on denormals is many times slower; the setting is a thread's."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @contextlib.contextmanager

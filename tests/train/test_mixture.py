@@ -143,7 +143,20 @@ def test_another_number_of_parts_cannot_be_resumed(root: Path) -> None:
 
 def test_a_long_conversation_of_a_file_is_refused_at_the_start(root: Path) -> None:
     part = Part("conversations", 1, "chat.jsonl")
-    with pytest.raises(ValueError, match=r"chat\.jsonl, line 1: \d+ tokens, data\.max_length is 9"):
-        open_source(spec(root, part, max_length=9), TOKENIZER, 1)
-    batch = open_source(spec(root, part, max_length=9, too_long="cut"), TOKENIZER, 1).next()
-    assert max(batch.lengths) == 9
+    with pytest.raises(ValueError, match=r"chat\.jsonl, line 1: \d+ tokens, data\.max_length is 14"):
+        open_source(spec(root, part, max_length=14), TOKENIZER, 1)
+    batch = open_source(spec(root, part, max_length=14, too_long="cut"), TOKENIZER, 1).next()
+    assert max(batch.lengths) == 14
+
+
+def test_conversations_that_are_all_cut_before_their_answers_are_refused(root: Path) -> None:
+    (root / "long.jsonl").write_text(
+        json.dumps(
+            {"messages": [{"role": "user", "content": "one " * 400}, {"role": "assistant", "content": "1"}]}
+        )
+    )
+    given = spec(root, Part("conversations", 1, "long.jsonl"), max_length=50, too_long="cut")
+    with pytest.raises(
+        ValueError, match=r"part 1 \(conversations\).*no answer within data.max_length \(50\)"
+    ):
+        open_source(given, TOKENIZER, 1).next()
