@@ -113,12 +113,13 @@ class Sequence:
 
     def extend(self, token: int, logprob: TokenLogprob | None) -> Output:
         """Take in a sampled token (and what must follow it), and say what the reader gets."""
-        finish, cached = self._append(token), self.cached or 0
+        gives_up = self._gives_up(token)
+        finish, cached = None if gives_up else self._append(token), self.cached or 0
         bounds, budget = self.request.reasoning, self.request.sampling.thinking_budget
-        if budget is None or not self.reasoning:
+        if not gives_up and (budget is None or not self.reasoning):
             return Output((token,), () if logprob is None else (logprob,), finish, None, cached)
-        gained = [token]
-        if finish is None and bounds and self.reasoned >= budget:
+        gained = [] if gives_up else [token]
+        if finish is None and bounds and (gives_up or (budget is not None and self.reasoned >= budget)):
             for forced in bounds.close:
                 if finish is None:
                     gained.append(forced)
@@ -126,7 +127,8 @@ class Sequence:
         logprobs: tuple[TokenLogprob, ...] = ()
         if logprob is not None:
             # Tokens that were written, not sampled, had no alternative.
-            logprobs = (logprob, *(TokenLogprob(forced, 0.0) for forced in gained[1:]))
+            sampled = () if gives_up else (logprob,)
+            logprobs = (*sampled, *(TokenLogprob(forced, 0.0) for forced in gained[len(sampled) :]))
         return Output(tuple(gained), logprobs, finish, None, cached)
 
     def facts(self) -> Facts:
@@ -144,6 +146,13 @@ class Sequence:
             self.preemptions,
             np.concatenate(self.routed) if self.routed else None,
         )
+
+    def _gives_up(self, token: int) -> bool:
+        """Whether the token would end the turn within a thought that a grammar's answer must follow: the
+        thought is closed in its place."""
+        if not self.reasoning or self.matcher is None:
+            return False
+        return token in self.request.eos and not self.request.sampling.ignore_eos
 
     def _append(self, token: int) -> FinishReason | None:
         request, sampling = self.request, self.request.sampling

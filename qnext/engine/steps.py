@@ -204,7 +204,7 @@ class Steps:
                 break
             output = sequence.extend(token, report)
             told.append(output)
-            agreed = j < len(piece.drafts) and token == piece.drafts[j] and len(output.token_ids) == 1
+            agreed = j < len(piece.drafts) and (token,) == (piece.drafts[j],) == output.token_ids
             if not agreed or output.finish_reason is not None:
                 break
         if not fine and piece.drafts:  # a guess may be to blame: all is computed anew, without any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 
-from qnext.engine.request import Reasoning, Request, SamplingParams
+from qnext.engine.request import Grammar, Reasoning, Request, SamplingParams
 from qnext.engine.sequence import Sequence
 from qnext.engine.stream import Stream
 
@@ -22,10 +22,11 @@ def sequence(
     eos: Ids[int] = (),
     reasoning: Reasoning | None = None,
     limit: int = 1000,
+    grammar: Grammar | None = None,
 ) -> Sequence:
     """A sequence that has its answer so far."""
     sampling = sampling or SamplingParams()
-    request = Request(tuple(prompt), sampling, tuple(eos), reasoning)
+    request = Request(tuple(prompt), sampling, tuple(eos), reasoning, grammar=grammar)
     made = Sequence(Stream(request, lambda stream: None), sampling.seed or 0, limit)
     for token in answer:
         made.extend(token, None)

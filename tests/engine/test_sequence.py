@@ -7,6 +7,7 @@ import pytest
 from qnext.engine.request import Output, Reasoning, SamplingParams, TokenLogprob
 from qnext.engine.sequence import Sequence
 
+from .grammars import Counting
 from .rows import sequence
 
 THINK = Reasoning(end=50, close=(60, 50, 61))
@@ -106,3 +107,15 @@ def test_logprobs_match_the_tokens() -> None:
     assert output.logprobs[0] == report
     assert [(entry.token_id, entry.logprob) for entry in output.logprobs[1:]] == [(60, 0), (50, 0), (61, 0)]
     assert made.extend(8, None).logprobs == ()
+
+
+def test_a_thought_that_gives_up_is_closed_where_a_grammar_waits() -> None:
+    """The end token is not told: the closing words stand in its place."""
+    closing = Reasoning(end=50, close=(60, 50))
+    made = sequence(sampling=SamplingParams(logprobs=1), reasoning=closing, eos=(9,), grammar=Counting())
+    made.extend(5, TokenLogprob(5, -1.0))
+    given = made.extend(9, TokenLogprob(9, -2.0))
+    assert (given.token_ids, given.finish_reason, made.reasoning) == ((60, 50), None, False)
+    assert given.logprobs == (TokenLogprob(60, 0.0), TokenLogprob(50, 0.0))
+    assert made.tokens[-3:] == [5, 60, 50]
+    assert made.extend(Counting.END, None).token_ids == (Counting.END,)
