@@ -105,9 +105,9 @@ def gated_attention(
     """Rows of (q | gate | k | v) -> the gated answers [T, Q * D], before the output projection.
 
     New keys and values are rounded to the cache's dtype (int8: to 255 steps of each head's largest) and are
-    seen as rounded, by their own piece too, so
-    that an answer does not depend on how a prompt was cut. With `exact` all arithmetic is fp32; without it,
-    queries and weights are rounded to bf16 where the cache is bf16 and the machine multiplies it.
+    seen as rounded, by their own piece too, so that an answer does not depend on how a prompt was cut. With
+    `exact` all arithmetic is fp32; without it, queries and weights are rounded to bf16 where the cache is
+    bf16 and the machine multiplies it.
     """
     shape = (weights.query_heads, weights.key_heads, weights.width)
     assert out_TQD.shape == (len(projected_TX), shape[0] * shape[2])
