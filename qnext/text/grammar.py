@@ -16,6 +16,9 @@ from .messages import Tool
 
 Form = Literal["schema", "regex", "choice"]
 ANY_OBJECT = '{"type": "object"}'
+# Where a tool's schema says no more than this, its properties are all its arguments: a function that is
+# called with others fails.
+_LISTED = {"type", "title", "description", "properties", "required", "$defs", "definitions", "$schema"}
 _UNKNOWN_FORMAT = (
     "Unknown format of response_format, response_format should be a dict, includes 'type' and an optional "
     "key 'json_schema'."
@@ -158,7 +161,8 @@ def _call_form(tool: Tool, i: int) -> CallForm:
     schema = function.get("parameters") or {}
     if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
         raise GrammarError(where, f"{where} must be a JSON schema of type object")
-    return CallForm(function["name"], _dump({"type": "object", **schema}, where), where)
+    closed = {"additionalProperties": False} if schema.keys() <= _LISTED and schema.get("properties") else {}
+    return CallForm(function["name"], _dump({"type": "object", **closed, **schema}, where), where)
 
 
 def _named(choice: object) -> str:

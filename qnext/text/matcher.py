@@ -125,13 +125,26 @@ class Matcher:
         others = np.flatnonzero(mask & ~kept)
         others = others[lexicon.lengths[others] > 0]  # pieces of characters would need more pieces
         plain = others[lexicon.plain[others]]
-        if len(plain) > _CANDIDATES:  # the inside of a text, where one is as good as another
+        if len(plain) > _CANDIDATES and self._free(plain, way):
             others = others[~lexicon.plain[others]]
-            kept[plain] |= self._fits(int(plain[lexicon.lengths[plain].argmin()]), place, way, room)
+            kept[plain] = self._fits(self._shortest(plain), place, way, room)
         shortest = others[np.argsort(lexicon.lengths[others], kind="stable")]
         for token in shortest[:_CANDIDATES].tolist():
             kept[token] = self._fits(token, place, way, room)
         return kept
+
+    def _free(self, plain: np.ndarray, way: tuple[int, ...]) -> bool:
+        """Whether one of these tokens is as good as another: inside a text, where the same may follow any.
+        What may follow a name depends on the name."""
+        _, quote, rest = b"".join(self._lexicon.tokens[token] for token in way).partition(b'"')
+        if quote and rest.lstrip().startswith(b":"):
+            return False
+        core = self._core.deep_copy()
+        before = core.compute_bitmask()
+        return core.consume_token(self._shortest(plain)) and core.compute_bitmask() == before
+
+    def _shortest(self, ids: np.ndarray) -> int:
+        return int(ids[self._lexicon.lengths[ids].argmin()])
 
     def _fits(self, token: int, place: Place, way: tuple[int, ...], room: int) -> bool:
         """Whether after `token` there is room left to end."""

@@ -15,7 +15,11 @@ TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "f", "parameters": {"properties": {"é": {}}}}},
     {"type": "function", "function": {"name": "g"}},
 ]
-F = CallForm("f", '{"type": "object", "properties": {"é": {}}}', "tools[0].function.parameters")
+F = CallForm(
+    "f",
+    '{"type": "object", "additionalProperties": false, "properties": {"é": {}}}',
+    "tools[0].function.parameters",
+)
 G = CallForm("g", ANY_OBJECT, "tools[1].function.parameters")
 JSON = TextForm("schema", ANY_OBJECT, "response_format")
 
@@ -126,6 +130,14 @@ def test_what_is_wrong_is_named(wish: dict[str, Any], where: str, words: str) ->
     with pytest.raises(GrammarError) as caught:
         answer_spec(**wish)
     assert caught.value.where == where and words in str(caught.value)
+
+
+@pytest.mark.parametrize("more", ["additionalProperties", "allOf", "patternProperties"])
+def test_tools_that_say_what_else_may_be_given_stay_open(more: str) -> None:
+    parameters = {"properties": {"é": {}}, more: {}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    spec = answer_spec(tools=[tool], tool_choice="required")
+    assert spec is not None and json.loads(spec.calls[0].parameters) == {"type": "object", **parameters}
 
 
 def test_tools_that_nobody_forces_may_be_odd() -> None:

@@ -128,6 +128,29 @@ def test_texts_of_a_pattern_end_in_any_room(model: str, pattern: str) -> None:
         jsonschema.validate(text(ids), {"pattern": f"^(?:{pattern})$"})
 
 
+@pytest.mark.parametrize(
+    ("wish", "begun", "favourite"),
+    [
+        (
+            {"schema": {"type": "object", "properties": {"city": {"type": "string"}}}},
+            '{"city": "x", "',
+            b"city",
+        ),
+        ({"structured_outputs": {"regex": "[^z]|z.{400}"}}, "", b"z"),
+    ],
+)
+def test_what_asks_for_more_needs_more_room(wish: dict[str, Any], begun: str, favourite: bytes) -> None:
+    """After a second `"city` a name cannot end, after other letters it can; `z` asks for more than others."""
+    tokens = map(tiny().tokenizer.token_bytes, range(tiny().tokenizer.vocab_size))
+    likes = np.array([100.0 * (token == favourite) for token in tokens])
+    for room in range(5, 18):
+        matcher = grammar(tiny(), **dict(wish)).start()
+        for token in tiny().tokenizer.encode(begun):
+            matcher.accept(token)
+        ids, ended = draw(tiny(), matcher, likes, room, seed=room, back=0)
+        assert ended, (room, text(ids))
+
+
 def test_ample_room_narrows_nothing() -> None:
     matcher = grammar(tiny(), schema=json.loads(ANY_OBJECT)).start()
     for token in tiny().tokenizer.encode('{"a":"x'):
