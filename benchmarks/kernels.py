@@ -19,6 +19,7 @@ from collections.abc import Callable
 from statistics import median
 
 import numba
+import numpy as np
 import roofline
 import torch
 
@@ -27,7 +28,7 @@ from qnext.kernels.cpu.attention import AttentionWeights, gated_attention
 from qnext.kernels.cpu.delta_net import DeltaNetWeights, delta_net
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.ops import SCALE, DeltaCache, stored_width
-from qnext.model.packing import Packing
+from qnext.model.packing import Arrays, Packing
 
 SHAPE, PAGE, PIECE = (16, 2, 256, 32), 16, 2048  # query and key heads, width, rotary pairs
 HEADS, TAPS, LAYERS = (16, 128, 32, 128), 4, 36
@@ -62,8 +63,8 @@ class DeltaLayer:
         ]
         state = torch.empty(1, values, key, value).normal_()
         self.cache = DeltaCache(state, empty[0], empty[1], torch.zeros(1, 0, 2, values))
-        slots = torch.zeros(1, dtype=torch.long)
-        self.row = Packing((tokens,), (99,), torch.arange(tokens), slots=slots)
+        numbers = Arrays(np.arange(tokens), slots=np.zeros(1, np.int64))
+        self.row = Packing((tokens,), (99,), numbers)
         self.inputs = torch.randn(tokens, channels + values * value), torch.randn(tokens, 2 * values)
         self.out, self.workspace = torch.empty(tokens, values * value), workspace
 

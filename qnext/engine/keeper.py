@@ -40,7 +40,7 @@ class Keeper:
         return [
             piece.sequence
             for piece in pieces
-            if piece.sequence.unread and self.is_due(piece, ended=piece.sequence.stream in ended)
+            if piece.sequence.unread.count and self.is_due(piece, ended=piece.sequence.stream in ended)
         ]
 
     def keep(self, piece: Piece, *, ended: bool) -> None:
@@ -61,13 +61,13 @@ class Keeper:
         """Keep a running sequence as it stands between two steps."""
         whole = sequence.computed > sequence.kept and not sequence.tainted and not sequence.suspect
         if self._cache is not None and whole:
-            if sequence.unread and sequence.computed < len(sequence.tokens):
+            if sequence.unread.count and sequence.computed < len(sequence.tokens):
                 self._runner.absorb([], [sequence])
             self._keep_end(sequence)
 
     def _keep_end(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
-        if sequence.newest is not None:
+        if sequence.unread.known:
             self._runner.remember(sequence)
         self._insert(sequence, sequence.computed, sequence.slot, sequence.replays)
 

@@ -18,17 +18,22 @@ class Rounds:
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
-        self._asked: set[Sequence] = set()  # for whom the last choice was made
+        self._asked: list[Sequence] = []  # for whom the last choice was made
         self._count, self._begun = 0, 0.0
 
     def choose(self, pieces: list[Piece], guessing: list[Sequence]) -> int:
         """How many guesses to make now for each of `guessing`; `pieces` are what was just computed."""
-        now = time.perf_counter()
-        if all(piece.length == 1 for piece in pieces) and {each.sequence for each in pieces} == self._asked:
+        now, of_answers = time.perf_counter(), True
+        for piece in pieces:
+            of_answers = of_answers and piece.length == 1
+        if of_answers and self._are_asked([piece.sequence for piece in pieces]):
             self._pace.took(len(pieces), self._count, now - self._begun)
         self._count = self._pace.choose(len(guessing)) if guessing else 0
-        self._asked, self._begun = set(guessing), now
+        self._asked, self._begun = guessing, now
         return self._count
+
+    def _are_asked(self, sequences: list[Sequence]) -> bool:
+        return sequences == self._asked or set(sequences) == set(self._asked)
 
     def judged(self, sequence: Sequence, right: int) -> None:
         """So many guesses of a sequence were right."""
@@ -38,4 +43,4 @@ class Rounds:
 
     def forget(self) -> None:
         """A step has failed."""
-        self._asked = set()
+        self._asked = []

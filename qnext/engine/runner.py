@@ -7,6 +7,8 @@ Called by `engine` and `drafting`. Invariant: it keeps no account of who owns wh
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
+from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +22,12 @@ from qnext.model.state import State, StateSize
 
 from .plan import Clear, Move, Piece, Restore
 from .sequence import Sequence
-from .unread import Span, Unread
+
+WAITING = 1024  # hidden states that may wait for the MTP head: 8 MiB of the 80B's
+SHORT = 64  # rows of a forward that may wait where they are
+SOON = 8  # rows of a sequence that the head answers together with the newest, although only that is asked
+
+Span = tuple[Sequence, int, int]  # a sequence's rows of a forward: where they start, and how many they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +70,7 @@ class Runner:
             drafts=drafts,
             mtp=mtp,
         )
-        width = model.config.hidden_size
-        self._unread = Unread(slots, width, model.dtype, model.device) if mtp else None
+        self._short = max(SHORT, slots)
         self.memory = self.state.pages.view(torch.uint8).flatten(1)  # pages as bytes
         self._way: Tensor | None = None
         sizes = model.cache_dtype.itemsize, model.dtype.itemsize
@@ -152,30 +158,30 @@ class Runner:
             saves=saves,
         )
         routing: Routing | None = [] if routed else None
-        hidden = self.model(torch.from_numpy(np.asarray(ids)).to(self.device), packing, self.state, routing)
+        hidden = self.model(self._index(ids), packing, self.state, routing)
         if self.state.hidden is not None:
             for n, count, slot in saves:
                 self.state.hidden[slot] = hidden[starts[n] + count - 1]
         experts = None
         if routing:
             experts = torch.stack([chosen for _, chosen in routing], 1).to(torch.int16).cpu().numpy()
-        sound: list[bool] = hidden.isfinite().all(-1).tolist()
+        # A row's sum is finite where its numbers are: after the norm none is near the largest float.
+        sound = list(map(isfinite, hidden.sum(-1, dtype=torch.float32).tolist()))
         return Step(hidden, sound, all(sound), starts, experts)
 
     @torch.inference_mode()
     def remember(self, sequence: Sequence) -> None:
         """Put its last hidden state beside the other states of its slot, before they are stored."""
-        assert self.state.hidden is not None and self._unread is not None
-        self.state.hidden[sequence.slot] = self._unread.rows[sequence.newest]
+        assert self.state.hidden is not None
+        self.state.hidden[sequence.slot] = sequence.unread.newest[0]
 
     @torch.inference_mode()
     def recall(self, sequence: Sequence) -> None:
         """A sequence that was restored has its last hidden state in its slot: the MTP head has yet to see
         it, since the token that follows is new."""
-        if self._unread is not None:
-            assert self.state.hidden is not None and sequence.slot is not None
-            self._unread.put(self.state.hidden[sequence.slot][None], [(sequence, 0, 1)])
-            self._make_room()
+        if self.state.hidden is not None:
+            assert sequence.slot is not None
+            sequence.unread.put(self.state.hidden[sequence.slot][None].clone(), 0, 1)
 
     @torch.inference_mode()
     def scores(self, hidden_RH: Tensor) -> Tensor:
@@ -186,89 +192,76 @@ class Runner:
 
     @torch.inference_mode()
     def note(self, hidden_TH: Tensor, spans: list[Span]) -> None:
-        """Have what was computed wait for the MTP head. Of long pieces it reads all but the last row at once,
-        and when the place for those that wait is full, so it does with them."""
-        unread = self._unread
-        assert unread is not None
-        if len(hidden_TH) > unread.most:
-            rows, reads = list[Tensor](), list[Read]()
-            for sequence, start, count in spans:
-                if count > 1:
-                    length = len(sequence.unread) + count
-                    rows += [unread.at(sequence.unread), hidden_TH[start : start + count - 1]]
-                    reads.append(Read(sequence, sequence.computed + 1 - length, length - 1))
-                    sequence.unread = []
-            if reads:
-                self._read(torch.cat(rows), reads)
-            hidden_TH = hidden_TH[self._index([start + count - 1 for _, start, count in spans])]
-            spans = [(sequence, n, 1) for n, (sequence, _, _) in enumerate(spans)]
-        unread.put(hidden_TH, spans)
-        self._make_room()
+        """Have what was computed wait for the MTP head. It reads at once where that is much."""
+        room = WAITING // len(spans)
+        full = len(hidden_TH) > self._short
+        for sequence, start, count in spans:
+            sequence.unread.put(hidden_TH, start, count)
+            full = full or sequence.unread.count > room
+        if full:
+            self._read_waiting([], [sequence for sequence, _, _ in spans])
 
     @torch.inference_mode()
     def absorb(self, guessing: list[Sequence], others: list[Sequence]) -> Tensor | None:
         """Show the MTP head what waits: hidden states, each with the token that followed -> its own hidden
         state after the last of each of `guessing` [N, H]; the rest it only reads."""
-        assert self._unread is not None
-        wanted = [(each, each.unread[:-1]) for each in guessing] + [(each, each.unread) for each in others]
-        self._read_waiting([(each, places) for each, places in wanted if places])
-        out = None
-        if guessing:
-            tokens = [each.tokens[each.computed] for each in guessing]
-            last = self._unread.at([each.newest for each in guessing if each.newest is not None])
-            out = self._mtp(guessing, last, tokens, [each.computed for each in guessing])
-        for each, _ in wanted:
-            each.unread = []
-        return out
+        self._read_waiting(others, [each for each in guessing if each.unread.count > SOON])
+        if not guessing:
+            return None
+        rows, reads = list[Tensor](), list[Read]()
+        for each in guessing:
+            length = each.unread.count
+            rows += each.unread.read(newest=True)
+            reads.append(Read(each, each.computed + 1 - length, length))
+        tokens = [token for each, cell, length in reads for token in each.tokens[cell : cell + length]]
+        hidden = self._mtp(torch.cat(rows), reads, tokens)
+        if len(tokens) == len(reads):
+            return hidden
+        return hidden[self._index([end - 1 for end in accumulate(each.length for each in reads)])]
 
-    def _make_room(self) -> None:
-        """For the next forward: if there may be none, what waits is read, but the newest of each."""
-        if self._unread is not None and self._unread.full:
-            self._read_waiting([(each, each.unread[:-1]) for each in self._unread.waiting()])
-            self._unread.clear()
-
-    def _read_waiting(self, wanted: list[tuple[Sequence, list[int]]]) -> None:
-        """Show the head the first ones of what waits."""
-        if wanted:
-            assert self._unread is not None
-            rows = self._unread.at([place for _, places in wanted for place in places])
-            reads = [Read(s, s.computed + 1 - len(s.unread), len(places)) for s, places in wanted]
-            self._read(rows, reads)
+    def _read_waiting(self, whole: list[Sequence], but_newest: list[Sequence]) -> None:
+        """Show the head what waits of these sequences, all of it or all but the newest row."""
+        rows, reads = list[Tensor](), list[Read]()
+        for wanted, newest in ((whole, True), (but_newest, False)):
+            for each in wanted:
+                length = each.unread.count - (not newest)
+                cell = each.computed + 1 - each.unread.count
+                rows += each.unread.read(newest=newest)
+                if length:
+                    reads.append(Read(each, cell, length))
+        if reads:
+            self._read(torch.cat(rows), reads)
 
     def _read(self, hidden_RH: Tensor, reads: list[Read]) -> None:
         """Show the head hidden states, one reader's after the other."""
         assert self.state.mtp is not None
-        ids = [token for each, cell, length in reads for token in each.tokens[cell : cell + length]]
-        # The head's entry for token j lies in cell j, so that it depends on the tokens up to j alone: what
-        # is shared is then right for all. There is no entry for the first token.
-        packing = self._packing(
-            [each.sequence for each in reads],
-            [each.length for each in reads],
-            [each.cell for each in reads],
-            first=1,
-        )
-        self.model.mtp_read(hidden_RH, self._index(ids), packing, self.state.mtp)
+        tokens = [token for each, cell, length in reads for token in each.tokens[cell : cell + length]]
+        self.model.mtp_read(hidden_RH, self._index(tokens), self._cells(reads), self.state.mtp)
 
     @torch.inference_mode()
     def look_further(
         self, sequences: list[Sequence], tokens: list[int], hidden_NH: Tensor, depth: int
     ) -> Tensor:
         """Show the MTP head its own guess, the `depth`-th, and its hidden state there -> its next [N, H]."""
-        cells = [each.computed + depth for each in sequences]
-        return self._mtp(sequences, hidden_NH, tokens, cells, own=True)
+        return self._mtp(
+            hidden_NH, [Read(each, each.computed + depth, 1) for each in sequences], tokens, own=True
+        )
 
-    def _mtp(
-        self,
-        sequences: list[Sequence],
-        hidden_NH: Tensor,
-        tokens: list[int],
-        cells: list[int],
-        *,
-        own: bool = False,
-    ) -> Tensor:
-        """The head's answer to one token of each sequence."""
-        packing = self._packing(sequences, [1] * len(tokens), cells, first=1)
-        return self.model.mtp_hidden(hidden_NH, self._index(tokens), packing, self.state.mtp, own=own)
+    def _mtp(self, hidden_RH: Tensor, reads: list[Read], tokens: list[int], *, own: bool = False) -> Tensor:
+        """The head's answers to hidden states and the tokens that follow them [R, H]."""
+        return self.model.mtp_hidden(
+            hidden_RH, self._index(tokens), self._cells(reads), self.state.mtp, own=own
+        )
+
+    def _cells(self, reads: list[Read]) -> Packing:
+        # The head's entry for token j lies in cell j, so that it depends on the tokens up to j alone: what
+        # is shared is then right for all. There is no entry for the first token.
+        return self._packing(
+            [each.sequence for each in reads],
+            [each.length for each in reads],
+            [each.cell for each in reads],
+            first=1,
+        )
 
     def _packing(
         self, sequences: list[Sequence], lengths: list[int], contexts: list[int], **more: Any
@@ -287,5 +280,6 @@ class Runner:
             **more,
         )
 
-    def _index(self, pages: list[int] | tuple[int, ...]) -> Tensor:
-        return torch.tensor(pages, dtype=torch.long, device=self.device)
+    def _index(self, numbers: list[int] | tuple[int, ...]) -> Tensor:
+        found = torch.from_numpy(np.array(numbers, np.int64))
+        return found if self.device.type == "cpu" else found.to(self.device)

@@ -17,6 +17,7 @@ from .cache import Cursor, Root
 from .history import History
 from .request import Facts, FinishReason, Matcher, Output, TokenLogprob
 from .stream import Stream
+from .unread import Unread
 
 
 @dataclass(eq=False)
@@ -35,8 +36,7 @@ class Sequence:
     slot: int | None = None
     replays: int = 0
     drafts: list[int] = field(default_factory=list)  # guesses for the next step
-    unread: list[int] = field(default_factory=list)  # where hidden states lie that the MTP head has not seen
-    newest: int | None = None  # where that of the last computed token lies, while there is an MTP head
+    unread: Unread = field(default_factory=Unread)  # while there is an MTP head
     asked: int = 0  # how many guesses were wanted for the next step
     cursor: Cursor | None = None
     marks: list[int] = field(default_factory=list)  # lengths at which a state is to be kept
@@ -78,7 +78,7 @@ class Sequence:
     @property
     def restored(self) -> bool:
         """Whether its last hidden state is still in its slot alone: it was kept by another sequence."""
-        return bool(self.computed) and self.newest is None
+        return bool(self.computed) and not self.unread.known
 
     @property
     def generated(self) -> int:
@@ -108,7 +108,7 @@ class Sequence:
     def reset(self) -> None:
         """It holds nothing any more and is computed anew later."""
         self.pages, self.slot, self.computed, self.replays, self.kept = array("q"), None, 0, 0, 0
-        self.drafts, self.asked, self.unread, self.newest = [], 0, [], None
+        self.drafts, self.asked, self.unread = [], 0, Unread()
         self.marks, self.cursor, self.routed = [], None, []
 
     def extend(self, token: int, logprob: TokenLogprob | None) -> Output:

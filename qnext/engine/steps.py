@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from math import isfinite
 
 from qnext.model.network import Network
 
@@ -25,14 +26,13 @@ from .prompt_reports import report_prompt
 from .reports import logprobs
 from .request import FinishReason, Output, TokenLogprob
 from .rounds import Rounds
-from .runner import Runner, Step
+from .runner import Runner, Span, Step
 from .sampler import Row, sample
 from .scheduler import Scheduler
 from .second_tier import SecondTier
 from .sequence import Sequence
 from .stats import Counters, Stats
 from .stream import Stream
-from .unread import Span
 
 log = logging.getLogger(__name__)
 
@@ -179,12 +179,12 @@ class Steps:
                 where += range(last, last + len(rows) - begin)
         if not rows:
             return [[] if isinstance(span, slice) else span for span in spans]
-        scores = self.runner.scores(step.hidden[where])
+        every = len(where) == len(step.hidden)  # as in all steps but those with prompts
+        scores = self.runner.scores(step.hidden if every else step.hidden[where])
         # +inf and NaN poison a softmax; -inf merely forbids a token.
-        finite = scores.amax(-1).isfinite()
-        sound: list[bool] = finite.tolist()
+        sound = list(map(isfinite, scores.amax(-1).tolist()))
         if not all(sound):
-            scores = scores.masked_fill(~finite[:, None], 0.0)
+            scores = scores.masked_fill(~scores.amax(-1, keepdim=True).isfinite(), 0.0)
         tokens = sample(scores, rows)
         choices = list(zip(tokens, logprobs(scores, tokens, rows), sound, strict=True))
         return [choices[span] if isinstance(span, slice) else span for span in spans]

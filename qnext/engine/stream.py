@@ -6,10 +6,9 @@ Invariant: the reader sees every output in order, and exactly one with a `finish
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from threading import Condition
+from queue import SimpleQueue
 
 from .request import Output, Request
 
@@ -20,8 +19,7 @@ class Stream:
     def __init__(self, request: Request, abort: Callable[[Stream], None]) -> None:
         self.request = request
         self._abort = abort
-        self._outputs: deque[Output] = deque()
-        self._ready, self._watched = Condition(), False
+        self._outputs: SimpleQueue[Output | None] = SimpleQueue()  # None: it has ended
         self._waker: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._ended = False
 
@@ -34,43 +32,37 @@ class Stream:
         self._abort(self)
 
     def __iter__(self) -> Iterator[Output]:
-        self._watched = True  # from here on `deliver` notifies; what came before is there
-        while True:
-            with self._ready:
-                while not self._outputs and not self._ended:
-                    self._ready.wait()
-                if self._ended:
-                    return
-                output = self._outputs.popleft()
-                if output.finish_reason is not None:
-                    self._ended = True
-                    self._ready.notify_all()  # should others read too
+        while (output := self._outputs.get()) is not None:
+            if output.finish_reason is not None:
+                self._ended = True
+                self._outputs.put(None)
             yield output
+        self._outputs.put(None)  # should others read too
 
     async def __aiter__(self) -> AsyncIterator[Output]:
         ready = asyncio.Event()
         self._waker = (asyncio.get_running_loop(), ready)
         while not self._ended:
             ready.clear()
-            if not self._outputs:
+            if self._outputs.empty():
                 await ready.wait()
                 continue
-            output = self._outputs.popleft()
-            self._ended = output.finish_reason is not None
-            yield output
+            output = self._outputs.get_nowait()
+            if output is None or output.finish_reason is not None:
+                self._ended = True
+                self._outputs.put(None)
+            if output is not None:
+                yield output
 
 
 def deliver(outputs: list[tuple[Stream, Output]]) -> None:
     """Hand outputs to many readers; each event loop among them is woken once."""
     loops: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
     for stream, output in outputs:
-        stream._outputs.append(output)
+        stream._outputs.put(output)
         if stream._waker is not None:
             loop, event = stream._waker
             loops.setdefault(loop, []).append(event)
-        if stream._watched:
-            with stream._ready:
-                stream._ready.notify_all()
     for loop, events in loops.items():
         with suppress(RuntimeError):  # the readers' loop was closed: nobody reads any more
             loop.call_soon_threadsafe(_set_all, events)

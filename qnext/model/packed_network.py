@@ -13,11 +13,12 @@ from typing import Literal, TypeVar
 import numba
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from qnext.kernels.cpu import attention, delta_net
+from qnext.kernels.cpu.embedding import check, embed
 from qnext.kernels.cpu.jit import warn_of_slow_threads
 from qnext.kernels.cpu.linear import Matrix, linear
+from qnext.kernels.cpu.rotation import turn
 from qnext.kernels.cpu.tape import Tapes
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.ops import DeltaCache
@@ -35,11 +36,12 @@ from .packed_layers import (
     vector,
     within,
 )
-from .packed_step import PackedStep, Rows, lay_down, put
+from .packed_step import PackedStep, Rows, laid, lay_down
 from .packing import Packing
-from .rotary import rotary_table
+from .rotary import frequencies
 from .state import State
 
+TAPED = 2**16  # scores that are rather copied than asked for anew
 Activations = Literal["int8", "exact"]
 T = TypeVar("T")
 
@@ -107,23 +109,19 @@ class PackedMTP:
         self.layer = PackedLayer(within(parts, "layers.0."), config, "full_attention", sparse=True)
         self.norm = vector(parts, "norm")
 
-    def __call__(
-        self, hidden_TH: Tensor, embedded_TH: Tensor, step: PackedStep, cache: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        x = self._join(hidden_TH, embedded_TH, step)
+    def __call__(self, hidden_TH: Tensor, step: PackedStep, cache: tuple[Tensor, Tensor] | None) -> Tensor:
+        x = self._join(hidden_TH, step)
         return step.normed(self.layer(x, step, cache, None, None), self.norm, self.eps)
 
-    def read(
-        self, hidden_TH: Tensor, embedded_TH: Tensor, step: PackedStep, cache: tuple[Tensor, Tensor]
-    ) -> None:
-        x, mixer = self._join(hidden_TH, embedded_TH, step), self.layer.mixer
+    def read(self, hidden_TH: Tensor, step: PackedStep, cache: tuple[Tensor, Tensor]) -> None:
+        x, mixer = self._join(hidden_TH, step), self.layer.mixer
         assert isinstance(mixer, PackedAttention)
         mixer.read(step.rows(x, self.layer.norms[0], self.eps), step, cache)
 
-    def _join(self, hidden_TH: Tensor, embedded_TH: Tensor, step: PackedStep) -> Tensor:
+    def _join(self, hidden_TH: Tensor, step: PackedStep) -> Tensor:
         tokens, width = hidden_TH.shape
         both = step.workspace.take("both", (tokens, 2 * width), torch.float32)
-        step.normed(embedded_TH, self.norms[0], self.eps, both[:, :width])
+        step.normed(step.embedded, self.norms[0], self.eps, both[:, :width])
         step.normed(hidden_TH, self.norms[1], self.eps, both[:, width:])
         return step.product(step.rows(both), self.fc, "whole")
 
@@ -145,7 +143,6 @@ class PackedQwen3Next:
         assert supported(config)
         warn_of_slow_threads()
         self.config, self.cache_dtype, self.activations = config, cache_dtype, activations
-        self._heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.embedding, self.norm = vector(parts, "embed_tokens"), vector(parts, "norm")
         self.lm_head = Matrix(matrix(parts, "lm_head"))
         self.layers = [
@@ -153,6 +150,8 @@ class PackedQwen3Next:
             for i, kind in enumerate(config.layer_types)
         ]
         self.mtp = PackedMTP(within(parts, "mtp."), config) if config.mtp_layers else None
+        self._frequencies = torch.stack([frequencies(config, stretched=each) for each in (False, True)])
+        self._scale = config.rope_scaling.scale if config.rope_scaling else 1.0
         self.threads = min(torch.get_num_threads(), numba.get_num_threads())
         self._workspace = Workspace()
         self._tapes = Tapes(self._workspace)
@@ -167,21 +166,33 @@ class PackedQwen3Next:
     ) -> Tensor:
         """Token ids [T] -> hidden states [T, H] fp32 after the norm. Without `packing`: one sequence."""
 
-        def trunk(step: PackedStep, x_TH: Tensor) -> Tensor:
+        def trunk(step: PackedStep) -> Tensor:
+            x_TH = step.embedded
             for i, layer in enumerate(self.layers):
                 caches = (state.kv[i], state.conv[i], state.delta[i]) if state else (None, None, None)
                 x_TH = layer(x_TH, step, *caches)
             return step.normed(x_TH, self.norm, self.config.rms_norm_eps)
 
         packing = packing or Packing.of([len(ids_T)])
-        return self._pass("trunk", trunk, packing, state, routing, self._embedded(ids_T)).clone()
+        return self._pass("trunk", trunk, packing, state, routing, ids_T).clone()
 
     def logits(self, hidden_TH: Tensor) -> Tensor:
         """Hidden states [T, H] -> scores of the next token [T, V] fp32."""
-        rows = Rows(hidden_TH.contiguous(), self._workspace, self.activations == "int8")
-        scores = torch.empty(len(hidden_TH), self.lm_head.columns)
-        linear(rows.ready(self.lm_head), self.lm_head, scores)
-        return scores[:, : self.config.vocab_size]
+
+        workspace, (count, columns) = self._workspace, (len(hidden_TH), self.lm_head.columns)
+        coded = self.activations == "int8"
+        if count > attention.SHORT or count * columns > TAPED:
+            rows = Rows(hidden_TH.contiguous(), workspace, coded)
+            scores = torch.empty(count, columns)
+            linear(rows.ready(self.lm_head), self.lm_head, scores)
+            return scores[:, : self.config.vocab_size]
+
+        def score() -> Tensor:
+            out = workspace.take("scores", (count, columns), torch.float32)
+            return linear(Rows(rows_TH, workspace, coded).ready(self.lm_head), self.lm_head, out)
+
+        rows_TH = self._lay("row 0", hidden_TH)
+        return self._tapes.run(("logits", count), self, score)[:, : self.config.vocab_size].clone()
 
     def mtp_hidden(
         self,
@@ -198,12 +209,11 @@ class PackedQwen3Next:
         if not self.config.mtp_normed_input:
             hidden_TH = ungained(hidden_TH, mtp.norm if own else self.norm)
 
-        def answer(step: PackedStep, hidden_TH: Tensor, embedded_TH: Tensor) -> Tensor:
-            return mtp(hidden_TH, embedded_TH, step, cache)
+        def answer(step: PackedStep, hidden_TH: Tensor) -> Tensor:
+            return mtp(hidden_TH, step, cache)
 
         packing, owner = packing or Packing.of([len(hidden_TH)]), cache[0] if cache else None
-        rows = hidden_TH.float(), self._embedded(next_ids_T)
-        return self._pass("mtp", answer, packing, owner, routing, *rows).clone()
+        return self._pass("mtp", answer, packing, owner, routing, next_ids_T, hidden_TH.float()).clone()
 
     def mtp_read(
         self, hidden_TH: Tensor, next_ids_T: Tensor, packing: Packing, cache: tuple[Tensor, Tensor]
@@ -213,19 +223,15 @@ class PackedQwen3Next:
         if not self.config.mtp_normed_input:
             hidden_TH = ungained(hidden_TH, self.norm)
 
-        def read(step: PackedStep, hidden_TH: Tensor, embedded_TH: Tensor) -> None:
-            mtp.read(hidden_TH, embedded_TH, step, cache)
+        def read(step: PackedStep, hidden_TH: Tensor) -> None:
+            mtp.read(hidden_TH, step, cache)
 
-        rows = hidden_TH.float(), self._embedded(next_ids_T)
-        self._pass("mtp read", read, packing, cache[0], None, *rows)
+        self._pass("mtp read", read, packing, cache[0], None, next_ids_T, hidden_TH.float())
 
     def _head(self) -> PackedMTP:
         if self.mtp is None:
             raise ValueError("this checkpoint has no MTP head: its mtp.* tensors are absent")
         return self.mtp
-
-    def _embedded(self, ids_T: Tensor) -> Tensor:
-        return F.embedding(ids_T, self.embedding).float()
 
     def _pass(
         self,
@@ -234,27 +240,39 @@ class PackedQwen3Next:
         packing: Packing,
         owner: object,
         routing: Routing | None,
+        ids_T: Tensor,
         *rows: Tensor,
     ) -> T:
         """`make(step, *rows)`: from a tape where the row is a few tokens with caches, which are `owner`'s."""
+        if owner is None or routing is not None or not self._steady or max(packing.lengths) > attention.SHORT:
+            self._set_threads()
+            return make(self._begin(packing, ids_T, routing), *rows)
+        check(ids_T, len(self.embedding))
+        places, ids = lay_down(packing, self._workspace), self._lay("ids", ids_T)
+        rows = tuple(self._lay(f"row {i}", row) for i, row in enumerate(rows))
+        arrays = places[0]
+        assert arrays.pages is not None
+        sizes = (len(ids_T), len(packing.lengths), len(packing.saves), packing.first)
+        key = (name, *sizes, arrays.pages.shape, arrays.stretched is None)
+        self._set_threads()
+        return self._tapes.run(key, owner, lambda: make(self._begin(laid(packing, places), ids), *rows))
+
+    def _set_threads(self) -> None:
         if numba.get_num_threads() != self.threads:  # a setting of each thread
             numba.set_num_threads(self.threads)
-        workspace, coded = self._workspace, self.activations == "int8"
-        cos, sin = rotary_table(self.config, packing.positions, packing.stretched)
-        if owner is None or routing is not None or not self._steady or max(packing.lengths) > attention.SHORT:
-            return make(PackedStep(packing, (cos, sin), workspace, coded, routing), *rows)
-        packing = lay_down(packing, workspace)
-        assert packing.pages is not None
-        tables = put(workspace, "cos", cos), put(workspace, "sin", sin)
-        rows = tuple(put(workspace, f"row {i}", row) for i, row in enumerate(rows))
-        attention.lay_out(packing, self._heads, workspace)
-        assert packing.pages is not None
-        key = (
-            name,
-            packing.total,
-            len(packing.lengths),
-            len(packing.saves),
-            packing.first,
-            packing.pages.shape,
-        )
-        return self._tapes.run(key, owner, lambda: make(PackedStep(packing, tables, workspace, coded), *rows))
+
+    def _lay(self, name: str, rows: Tensor) -> Tensor:
+        """A copy in the workspace."""
+        return torch.from_numpy(self._workspace.lay(name, rows.numpy()))
+
+    def _begin(self, packing: Packing, ids_T: Tensor, routing: Routing | None = None) -> PackedStep:
+        """The surroundings of a forward, with what it begins with."""
+        workspace, stretched = self._workspace, packing.stretched
+        shape = (len(ids_T), self._frequencies.shape[1])
+        cos, sin = (workspace.take(each, shape, torch.float32) for each in ("cos", "sin"))
+        which = None if stretched is None else stretched.long()
+        kinds = self._frequencies[1:] if which is None else self._frequencies
+        rotary = turn(packing.positions, which, kinds, self._scale, (cos, sin), workspace)
+        out = workspace.take("embedded", (len(ids_T), self.config.hidden_size), torch.float32)
+        embedded = embed(ids_T, self.embedding, out, workspace)
+        return PackedStep(packing, embedded, rotary, workspace, self.activations == "int8", routing)

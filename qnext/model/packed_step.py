@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,15 +17,16 @@ from qnext.kernels.cpu.linear import Matrix, linear, normalise
 from qnext.kernels.cpu.workspace import Workspace
 
 from .layers import Routing
-from .packing import Packing
+from .packing import Arrays, Packing
 
 
 @dataclass(frozen=True, eq=False)
 class PackedStep:
-    """One forward's surroundings: see `layers.Step`. With `coded`, inputs of quantised matrices are rounded
-    to 8 bits; else all products are exact."""
+    """One forward's surroundings: see `layers.Step`; `embedded` [T, H] fp32 are the rows of its token ids.
+    With `coded`, inputs of quantised matrices are rounded to 8 bits; else all products are exact."""
 
     packing: Packing
+    embedded: Tensor
     rotary: tuple[Tensor, Tensor]
     workspace: Workspace
     coded: bool
@@ -68,21 +70,27 @@ class Rows:
         return found
 
 
-def lay_down(packing: Packing, workspace: Workspace) -> Packing:
-    """The same packing, its arrays in the workspace: they lie where those of the last one of these sizes
-    lay. Pages have room for up to twice as many, so that a sequence rarely changes the sizes."""
-    assert packing.pages is not None and packing.cells is not None
-    count, most = packing.pages.shape
-    pages = put(workspace, "pages", packing.pages, (count, 1 << (most - 1).bit_length()))
-    laid = replace(packing, pages=pages, cells=put(workspace, "cells", packing.cells))
-    for name in ("table", "save_table"):  # cached properties: found as if they had been asked for before
-        table = put(workspace, name, torch.from_numpy(getattr(packing, name)))
-        laid.__dict__[name] = table.numpy()
-    return laid
+def lay_down(packing: Packing, workspace: Workspace) -> tuple[Arrays, np.ndarray, np.ndarray]:
+    """Put the arrays of a packing into the workspace, where those of the last one of these sizes lay -> what
+    `laid` takes. Pages have room for up to twice as many, so that a sequence rarely changes the sizes."""
+    arrays, pages = packing.arrays, packing.arrays.pages
+    assert pages is not None and arrays.cells is not None
+    wide = np.zeros((len(pages), 1 << (pages.shape[1] - 1).bit_length()), np.int64)
+    wide[:, : pages.shape[1]] = pages
+    stretched = arrays.stretched
+    laid = Arrays(
+        workspace.lay("positions", arrays.positions),
+        workspace.lay("pages", wide),
+        arrays.slots,
+        workspace.lay("cells", arrays.cells),
+        None if stretched is None else workspace.lay("stretched", stretched.astype(np.int64)),
+    )
+    return laid, workspace.lay("table", packing.table), workspace.lay("save_table", packing.save_table)
 
 
-def put(workspace: Workspace, name: str, tensor: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    """A copy in the workspace, perhaps in the corner of something larger."""
-    place = workspace.take(name, shape or tuple(tensor.shape), tensor.dtype)
-    (place if shape is None else place[:, : tensor.shape[1]]).copy_(tensor)
-    return place
+def laid(packing: Packing, places: tuple[Arrays, np.ndarray, np.ndarray]) -> Packing:
+    """The same packing, of arrays that lie in the workspace."""
+    found = replace(packing, arrays=places[0])
+    # cached properties: found as if they had been asked for before
+    found.__dict__["table"], found.__dict__["save_table"] = places[1:]
+    return found

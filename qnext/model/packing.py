@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,16 @@ class Window:
     drafted: tuple[tuple[Tensor, Tensor], Tensor]
 
 
+class Arrays(NamedTuple):
+    """The arrays of a `Packing`: int64, and bool in `stretched`."""
+
+    positions: np.ndarray
+    pages: np.ndarray | None = None
+    slots: np.ndarray | None = None
+    cells: np.ndarray | None = None
+    stretched: np.ndarray | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Packing:
     """`N` sequences in a row of `T` tokens.
@@ -37,24 +48,45 @@ class Packing:
     `first` cells of each sequence are empty. Recurrent states leave out the last `drafts[n]` tokens, and take
     in the first `replays[n]` of those that the last row left out; `saves` (sequence, count, slot) asks for a
     copy after so many tokens. `stretched [T]` marks tokens whose positions YaRN stretches; without it all
-    are, if the model has YaRN.
+    are, if the model has YaRN. All these are `arrays`; tensors of them are made when first asked for,
+    on the `device`.
     """
 
     lengths: tuple[int, ...]
     contexts: tuple[int, ...]
-    positions: Tensor
-    pages: Tensor | None = None
-    slots: Tensor | None = None
-    cells: Tensor | None = None
+    arrays: Arrays
     first: int = 0
     drafts: tuple[int, ...] = ()
     replays: tuple[int, ...] = ()
     saves: tuple[tuple[int, int, int], ...] = ()
-    stretched: Tensor | None = None
+    device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("drafts", "replays"):
             object.__setattr__(self, name, getattr(self, name) or (0,) * len(self.lengths))
+
+    @cached_property
+    def positions(self) -> Tensor:
+        return torch.from_numpy(self.arrays.positions).to(self.device)
+
+    @cached_property
+    def pages(self) -> Tensor | None:
+        return self._tensor(self.arrays.pages)
+
+    @cached_property
+    def slots(self) -> Tensor | None:
+        return self._tensor(self.arrays.slots)
+
+    @cached_property
+    def cells(self) -> Tensor | None:
+        return self._tensor(self.arrays.cells)
+
+    @cached_property
+    def stretched(self) -> Tensor | None:
+        return self._tensor(self.arrays.stretched)
+
+    def _tensor(self, array: np.ndarray | None) -> Tensor | None:
+        return None if array is None else torch.from_numpy(array).to(self.device)
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -67,7 +99,8 @@ class Packing:
     @cached_property
     def table(self) -> np.ndarray:
         """What compiled kernels read [N, 6]: start, length, context, slot (-1: none), drafts, replays."""
-        slots = [-1] * len(self.lengths) if self.slots is None else self.slots.tolist()
+        known = self.arrays.slots
+        slots = [-1] * len(self.lengths) if known is None else known.tolist()
         columns = (self.starts, self.lengths, self.contexts, slots, self.drafts, self.replays)
         return np.ascontiguousarray(np.asarray(columns, np.int64).T)
 
@@ -115,8 +148,8 @@ class Packing:
         lengths = tuple(lengths)
         if not lengths or min(lengths) < 1:
             raise ValueError(f"lengths is {lengths}: give one or more sequences of at least one token")
-        positions = torch.cat([torch.arange(n) for n in lengths]).to(device)
-        return cls(lengths, (0,) * len(lengths), positions)
+        positions = np.concatenate([np.arange(n) for n in lengths])
+        return cls(lengths, (0,) * len(lengths), Arrays(positions), device=device)
 
     @classmethod
     def cached(
@@ -139,32 +172,33 @@ class Packing:
         `contexts` count cells: with `first` empty cells, a token's position is that much less.
         """
         # Lists, since this runs for every step: most rows are a few tokens, for which numpy takes longer.
-        table = np.zeros((len(pages), max(map(len, pages))), np.int64)
-        positions: list[int] = []
-        cells: list[int] = []
-        for row, held, length, context in zip(table, pages, lengths, contexts, strict=True):
-            row[: len(held)] = held
-            positions += range(context - first, context - first + length)
-            cells += [
-                held[at // page_size] * page_size + at % page_size for at in range(context, context + length)
-            ]
+        held = np.zeros((len(pages), max(map(len, pages))), np.int64)
+        numbers: list[int] = []
+        for length, context in zip(lengths, contexts, strict=True):
+            numbers += range(context - first, context - first + length)
+        total = len(numbers)
+        for row, own, length, context in zip(held, pages, lengths, contexts, strict=True):
+            row[: len(own)] = own
+            for at in range(context, context + length):
+                numbers.append(int(own[at // page_size]) * page_size + at % page_size)
+        none = (0,) * len(pages)
+        columns = (accumulate(lengths, initial=0), lengths, contexts, slots, drafts or none, replays or none)
+        table = np.array(list(zip(*columns, strict=False)), np.int64)
+        places = np.array(numbers, np.int64)
+
         long = None
         if stretched is not None:
-            long = [each for each, length in zip(stretched, lengths, strict=True) for _ in range(length)]
-
-        def tensor(values: object, kind: type = np.int64) -> Tensor:
-            return torch.from_numpy(np.asarray(values, kind)).to(device)
-
-        return cls(
+            flags = zip(stretched, lengths, strict=True)
+            long = np.array([each for each, length in flags for _ in range(length)], np.bool_)
+        made = cls(
             tuple(lengths),
             tuple(contexts),
-            tensor(positions),
-            tensor(table),
-            tensor(slots),
-            tensor(cells),
+            Arrays(places[:total], held, table[:, 3], places[total:], long),
             first,
             tuple(drafts),
             tuple(replays),
             tuple(saves),
-            None if long is None else tensor(long, np.bool_),
+            device,
         )
+        made.__dict__["table"] = table  # a cached property: found as if it had been asked for before
+        return made

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import torch
 
-from qnext.engine import unread
+from qnext.engine import runner as runners
 from qnext.engine.plan import Piece
 from qnext.engine.request import SamplingParams
 from qnext.engine.runner import Runner
@@ -47,8 +47,8 @@ def at_once(runner: Runner, one: Sequence) -> torch.Tensor:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_it_is_read_as_if_at_once(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    monkeypatch.setattr(unread, "ROWS", 40)
-    monkeypatch.setattr(unread, "SHORT", 8)
+    monkeypatch.setattr(runners, "WAITING", 40)
+    monkeypatch.setattr(runners, "SHORT", 8)
     rng, texts = Random(seed), [made(n) for n in range(COUNT)]
     runner = Runner(MODEL, 100, PAGE, COUNT, 2)
     assert runner.state.mtp is not None
@@ -70,48 +70,41 @@ def test_it_is_read_as_if_at_once(monkeypatch: pytest.MonkeyPatch, seed: int) ->
             )
         if rng.random() < 0.2:
             asked = rng.sample(texts, 2)
-            guessing = [each for each in asked[:1] if each.unread]
-            answers = runner.absorb(guessing, [each for each in asked[1:] if each.unread])
+            guessing = [each for each in asked[:1] if each.unread.count]
+            answers = runner.absorb(guessing, [each for each in asked[1:] if each.unread.count])
             assert (answers is None) == (not guessing)
-    runner.absorb([], [each for each in texts if each.unread])
-    assert not any(each.unread for each in texts)
+    runner.absorb([], [each for each in texts if each.unread.count])
+    assert not any(each.unread.count for each in texts)
     for one in texts:
         found = cells(runner, one)
         assert distance(found, at_once(runner, one)) < 1e-4
 
 
-def test_a_sequence_that_waits_long_keeps_its_newest_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unread, "ROWS", 8)
-    monkeypatch.setattr(unread, "SHORT", 2)
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "WAITING", 8)
     runner, (still, busy) = Runner(MODEL, 100, PAGE, 2, 2), (made(0), made(1))
     first = runner.run([Piece(still, 1)])
     still.computed = 1
     runner.note(first.hidden, [(still, 0, 1)])
+    most = 0
     for _ in range(20):
         step = runner.run([Piece(busy, 1)])
         busy.computed += 1
         runner.note(step.hidden, [(busy, 0, 1)])
+        most = max(most, busy.unread.count)
+    assert most == 8
     runner.remember(still)
     assert runner.state.hidden is not None and torch.equal(runner.state.hidden[0], first.hidden[0])
-    assert len(still.unread) == 1
+    assert still.unread.count == 1 and not still.restored
     still.reset()
-    for _ in range(10):
-        step = runner.run([Piece(busy, 1)])
-        busy.computed += 1
-        runner.note(step.hidden, [(busy, 0, 1)])
-    assert still.newest is None and still.unread == []
+    assert still.unread.count == 0 and not still.unread.known
 
 
-def test_many_that_are_restored_find_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unread, "ROWS", 8)
-    monkeypatch.setattr(unread, "SHORT", 2)
-    runner = Runner(MODEL, 100, PAGE, 2, 2)
-    for turn in range(30):
-        one = made(turn % 2)
-        one.computed = 1
-        runner.recall(one)
-        step = runner.run([Piece(one, 2)])
-        one.computed += 2
-        runner.note(step.hidden, [(one, 0, 2)])
-        assert one.newest is not None and one.unread
-        one.reset()
+def test_what_was_restored_does_not_change_with_its_slot() -> None:
+    runner, one = Runner(MODEL, 100, PAGE, 2, 2), made(0)
+    one.computed = 1
+    assert one.restored and runner.state.hidden is not None
+    runner.state.hidden[0] = 1.0
+    runner.recall(one)
+    runner.state.hidden[0] = 2.0
+    assert not one.restored and one.unread.count == 1 and bool((one.unread.newest == 1).all())

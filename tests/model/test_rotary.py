@@ -153,7 +153,7 @@ def test_kinds_mix_in_one_row(kinds: list[bool]) -> None:
     for step in (lengths, [1, 1, 1]):
         part = ids[at : at + sum(step)]
         row = packed(step, kinds, contexts)
-        whole = replace(row, stretched=None)
+        whole = replace(row, arrays=row.arrays._replace(stretched=None))
         found = yarn(part, row, states[0]).split(step)
         near, far = plain(part, whole, states[1]).split(step), yarn(part, whole, states[2]).split(step)
         for n, kind in enumerate(kinds):

@@ -118,7 +118,7 @@ def gated_attention(
         kind = FAST
     job = _prepare(kind, projected_TX, weights, row, rotary, paged, out_TQD.data_ptr(), workspace)
     if min(row.lengths) <= attention_decode.WINDOW:
-        _decode(job, row, shape, paged.pages, workspace)
+        _decode(job, row, shape, paged, workspace)
     for n, length in enumerate(row.lengths):
         if length > attention_decode.WINDOW:
             piece = (row.starts[n], length, row.contexts[n], paged.pages[n].ctypes.data)
@@ -140,13 +140,6 @@ def store(
     paged = _Paged.of(cache, row, weights.key_heads, weights.width)
     kind = KINDS[paged.dtype]
     _prepare(kind, projected_TX, weights, row, rotary, paged, 0, workspace)
-
-
-def lay_out(row: Row, heads: tuple[int, int, int], workspace: Workspace) -> tuple[int, int]:
-    """Where the parts of short pieces are laid out, and room for them: both in the workspace."""
-    layout = workspace.take("attention layout", (len(row.table) + 1, 2), torch.int64).numpy()
-    attention_decode.lay_out(row.table, row.first, heads, layout)
-    return layout.ctypes.data, workspace.address("attention parts", int(layout[-1, 1]) * 4)
 
 
 def _prepare(
@@ -209,19 +202,21 @@ def _prefill(
 
 
 def _decode(
-    job: tuple[int, ...], row: Row, shape: tuple[int, int, int], pages: np.ndarray, workspace: Workspace
+    job: tuple[int, ...], row: Row, shape: tuple[int, int, int], paged: _Paged, workspace: Workspace
 ) -> None:
     """Answer the short pieces of a row."""
+    pages, size = paged.pages, paged.caches[3]
     table, threads = row.table, numba.get_num_threads()
-    layout, parts = lay_out(row, shape, workspace)
+    short = [length for length in row.lengths if length <= attention_decode.WINDOW]
+    room = attention_decode.parts_floats(shape, len(short), sum(short), pages.shape[1] * size)
     step = attention_decode.scratch_bytes(shape)
     numbers = (
         len(table),
         table.ctypes.data,
-        layout,
+        workspace.address("attention layout", 16 * (len(table) + 1)),
         pages.ctypes.data,
         pages.shape[1],
-        parts,
+        workspace.address("attention parts", room * 4),
         workspace.address("attention scores", threads * step),
         step,
         workspace.address("attention tasks", 64),

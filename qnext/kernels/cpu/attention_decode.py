@@ -23,7 +23,7 @@ import numpy as np
 from .activations import exp, sigmoid
 from .attention_cells import ITEM, READERS, head_bytes
 from .attention_job import CODES, EXACT, EXACT_BF16, FAST, MORE, read_job, read_short
-from .jit import inline, kernel
+from .jit import inline
 from .shuffles import pair_bf16, swap_halves, swap_quarters, take, totals, zip_high, zip_low
 from .simd import (
     dot_bf16,
@@ -73,19 +73,12 @@ def _part_floats(groups: int, width: int) -> Any:
     return 2 * _state_floats(groups) + groups * GROUP * width
 
 
-@kernel()
-def lay_out(table: Any, first: int, heads: Any, found: Any) -> None:
-    """For each sequence of the table, and after the last, the number of tasks before it and of floats in
-    their parts, into `found` [N + 1, 2]. Longer pieces have no task here."""
+def parts_floats(heads: tuple[int, int, int], pieces: int, tokens: int, keys: int) -> int:
+    """Room for the parts of so many pieces of so many tokens together, each of which sees up to `keys`."""
     query_heads, key_heads, width = heads
-    found[0] = 0
-    for n in range(len(table)):
-        length, count = table[n, 1], 0
-        if length <= WINDOW:
-            count = (table[n, 2] + length - 1) // BLOCK + 1 - first // BLOCK
-        groups = key_heads * _groups(length * (query_heads // key_heads))
-        found[n + 1, 0] = found[n, 0] + count
-        found[n + 1, 1] = found[n, 1] + count * _part_floats(groups, width)
+    groups = key_heads * ((tokens * (query_heads // key_heads) + (GROUP - 1) * pieces) // GROUP)
+    each = 2 * (groups * GROUP + 32 * pieces) + groups * GROUP * width
+    return each * (-(-keys // BLOCK) + 1)
 
 
 def scratch_bytes(heads: tuple[int, int, int]) -> int:
@@ -350,9 +343,23 @@ def _find_places(
 
 
 def begin_tasks(address: int, thread: int, threads: int) -> None:
-    """None is taken yet."""
-    if not thread:
-        poke_word(read_short(address + MORE).counter, 0)
+    """None is taken yet. Lay out for each sequence, and after the last, the number of tasks before it and of
+    floats in their parts: [N + 1, 2]. Longer pieces have no task here."""
+    if thread:
+        return
+    job, short = read_job(address), read_short(address + MORE)
+    poke_word(short.counter, 0)
+    tasks, floats = 0, 0
+    for n in range(short.sequences + 1):
+        poke_word(short.layout + 16 * n, tasks)
+        poke_word(short.layout + 16 * n + 8, floats)
+        if n < short.sequences:
+            at = short.table + 48 * n
+            length, context = word(at + 8), word(at + 16)
+            if length <= WINDOW:
+                count = (context + length - 1) // BLOCK + 1 - job.first // BLOCK
+                groups = job.key_heads * _groups(length * (job.query_heads // job.key_heads))
+                tasks, floats = tasks + count, floats + count * _part_floats(groups, job.width)
 
 
 def answer_share(address: int, thread: int, threads: int) -> None:

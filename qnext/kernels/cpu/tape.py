@@ -30,7 +30,7 @@ class Tape(NamedTuple, Generic[T]):
 class Tapes:
     """The tapes of a workspace."""
 
-    MOST = 64  # of about 20 KB each
+    MOST = 256  # of about 20 KB each
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace

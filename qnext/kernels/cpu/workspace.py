@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ class Workspace:
         self.calls: list[tuple[array[int], array[int]]] | None = None
         self._pieces: dict[str, tuple[int, int, Tensor]] = {}  # address, bytes, what owns them
         self._tensors: dict[str, Tensor] = {}
+        self._laid: dict[str, np.ndarray] = {}
 
     def address(self, name: str, size: int) -> int:
         """Where a piece of at least `size` bytes begins. What it holds is anything."""
@@ -49,6 +51,16 @@ class Workspace:
         first = begin - memory.data_ptr()
         found = self._tensors[name] = memory[first : first + size].view(dtype).view(shape)
         return found
+
+    def lay(self, name: str, array: np.ndarray) -> np.ndarray:
+        """A copy of an array, where the last one of this name and shape lay. Other than torch's operations
+        this does not let go of Python's lock, for which a reader of answers may wait."""
+        place = self._laid.get(name)
+        if place is None or place.shape != array.shape or place.dtype != array.dtype:
+            dtype = torch.from_numpy(array).dtype
+            place = self._laid[name] = self.take(name, array.shape, dtype).numpy()
+        place[...] = array
+        return place
 
     def run(self, task: Task, job: array[int], most: int, first: int = 0) -> None:
         """All phases of a task from `first` on: see `Task.calls`."""

@@ -14,7 +14,7 @@ from qnext.kernels import reference
 from qnext.kernels.cpu.attention import AttentionWeights, gated_attention, supported
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.ops import SCALE
-from qnext.model.packing import Packing
+from qnext.model.packing import Arrays, Packing
 
 from ..twins import distance
 
@@ -119,16 +119,10 @@ class Case:
         """Sequence n alone."""
         row, start = self.row, self.row.starts[n]
         part = slice(start, start + row.lengths[n])
-        assert row.pages is not None and row.cells is not None
-        alone = Packing(
-            row.lengths[n : n + 1],
-            row.contexts[n : n + 1],
-            row.positions[part],
-            row.pages[n : n + 1],
-            None,
-            row.cells[part],
-            row.first,
-        )
+        positions, pages, _, cells, _ = row.arrays
+        assert pages is not None and cells is not None
+        numbers = Arrays(positions[part], pages[n : n + 1], None, cells[part])
+        alone = Packing(row.lengths[n : n + 1], row.contexts[n : n + 1], numbers, row.first)
         rotary = (self.rotary[0][part], self.rotary[1][part])
         return replace(self.copy(), projected=self.projected[part], row=alone, rotary=rotary)
 

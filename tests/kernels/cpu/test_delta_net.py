@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from qnext.kernels.cpu.delta_net import DeltaNetWeights, delta_net, supported
 from qnext.kernels.cpu.delta_piece import STEP_LIMIT
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.ops import DeltaCache
-from qnext.model.packing import Packing
+from qnext.model.packing import Arrays, Packing
 
 from ..programs import DRAFTS, Layout, Move, Program, play, programs
 from ..twins import delta_cache, distance, paged_row, row_slots
@@ -198,7 +199,7 @@ def test_states_are_saved_in_any_order_after_any_count(saves: tuple[int, ...]) -
 def test_a_sequence_alone_gives_the_same_bits(dtype: torch.dtype) -> None:
     layer, lengths = Layer.random(SHAPES["wide"]), (1, 20, 1, 70, 3)
     row = paged_row(lengths, [9] * 5, 4)
-    assert row.slots is not None
+    assert row.arrays.slots is not None
     together = layer.states(row_slots(lengths), dtype)
     rng = torch.Generator().manual_seed(1)
     for tensor in (together[0], *together[1]):
@@ -206,15 +207,14 @@ def test_a_sequence_alone_gives_the_same_bits(dtype: torch.dtype) -> None:
     alone = together[0].clone(), DeltaCache(*(tensor.clone() for tensor in together[1]))
     x, gates = layer.inputs(row.total)
     drafts, replays = (0, 2, 1, 0, 2), (1, 0, 4, 2, 0)
-    whole = Packing(lengths, row.contexts, row.positions, slots=row.slots, drafts=drafts, replays=replays)
+    whole = Packing(lengths, row.contexts, row.arrays, drafts=drafts, replays=replays)
     found = layer.fast(x, gates, whole, *together)
     for n, (start, length) in enumerate(zip(row.starts, lengths, strict=True)):
-        part, slots = slice(start, start + length), row.slots[n : n + 1]
+        part, slots = slice(start, start + length), row.arrays.slots[n : n + 1]
         one = Packing(
             (length,),
             (9,),
-            row.positions[part],
-            slots=slots,
+            Arrays(row.arrays.positions[part], slots=slots),
             drafts=drafts[n : n + 1],
             replays=replays[n : n + 1],
         )
@@ -248,7 +248,7 @@ def test_caches_may_change_from_call_to_call() -> None:
         layer.conv1d, layer.a_log, layer.dt_bias, layer.norm, layer.eps, *layer.heads
     )
     row, (x, gates) = (
-        Packing((1,), (9,), torch.arange(1), slots=torch.zeros(1, dtype=torch.long)),
+        Packing((1,), (9,), Arrays(np.arange(1), slots=np.zeros(1, np.int64))),
         layer.inputs(1),
     )
     caches = []
@@ -302,8 +302,8 @@ def test_a_fault_anywhere_is_noticed(name: str | None, length: int) -> None:
     for tensor in (conv, *cache):
         tensor[:] = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(3))
     cache.gates[:, :, 0] *= -1
-    slots = torch.zeros(1, dtype=torch.long)
-    row = Packing((length,), (9,), torch.arange(length), slots=slots, replays=(2,))
+    numbers = Arrays(np.arange(length), slots=np.zeros(1, np.int64))
+    row = Packing((length,), (9,), numbers, replays=(2,))
     x, gates = layer.inputs(length)
     wanted = layer.slow(x, gates, row, conv.clone(), DeltaCache(*(tensor.clone() for tensor in cache)))
     if name is not None:
