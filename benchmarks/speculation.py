@@ -1,6 +1,6 @@
 """Whether guessing ahead ever costs: tokens a second with 0 to 3 guesses, and with as many as pays.
 
-    python benchmarks/speculation.py [MODEL] [rounds]
+    python benchmarks/speculation.py [MODEL] [rounds] [batch …]
 
 Every engine answers the same prompts, four for each place in its batch and of several lengths, so that the
 batch stays full and places fall free one by one; rounds are interleaved, so that a busy machine hits all
@@ -60,12 +60,12 @@ def main() -> None:
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 7
     head = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
-    for batch in BATCHES:
+    for batch in map(int, sys.argv[3:] or BATCHES):
         engines = {
             name: LLM(
                 model,
                 engine=EngineConfig(
-                    draft_tokens=count, fixed_drafts=fixed, max_sequences=batch, cache_bytes=1 << 28
+                    draft_tokens=count, fixed_drafts=fixed, max_sequences=batch, cache_bytes=1 << 29
                 ),
             )
             for name, (count, fixed) in KINDS.items()

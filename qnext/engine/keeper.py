@@ -40,7 +40,7 @@ class Keeper:
         return [
             piece.sequence
             for piece in pieces
-            if piece.sequence.unread.count and self.is_due(piece, ended=piece.sequence.stream in ended)
+            if self.is_due(piece, ended=piece.sequence.stream in ended) and piece.sequence.unread.count
         ]
 
     def keep(self, piece: Piece, *, ended: bool) -> None:

@@ -196,8 +196,7 @@ class Runner:
         room = WAITING // len(spans)
         full = len(hidden_TH) > self._short
         for sequence, start, count in spans:
-            sequence.unread.put(hidden_TH, start, count)
-            full = full or sequence.unread.count > room
+            full = sequence.unread.put(hidden_TH, start, count) > room or full
         if full:
             self._read_waiting([], [sequence for sequence, _, _ in spans])
 

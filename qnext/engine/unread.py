@@ -8,41 +8,48 @@ from __future__ import annotations
 
 from torch import Tensor
 
+Part = tuple[Tensor, int, int]  # rows of a forward, the first that is the sequence's, and how many are
+
 
 class Unread:
-    """`count` hidden states wait; `newest` [1, H] is that of the last computed token, read or not."""
+    """What waits, in order, and the newest hidden state [1, H], that of the last computed token, read or not."""
 
-    __slots__ = ("_parts", "_place", "_rows", "count")
+    __slots__ = ("_last", "_parts")
 
     def __init__(self) -> None:
-        self.count = 0
-        self._parts: list[tuple[Tensor, int, int]] = []  # rows of a forward, the first of these, how many
-        self._rows: Tensor | None = None  # where the newest is, and which row it is
-        self._place = 0
+        self._parts: list[Part] = []
+        self._last: Part | None = None  # where the newest is, once it was read
 
-    def put(self, rows_TH: Tensor, start: int, count: int) -> None:
-        """The sequence has `count` of a forward's rows, from `start` on; they must not change any more."""
+    def put(self, rows_TH: Tensor, start: int, count: int) -> int:
+        """The sequence has `count` of a forward's rows, from `start` on; they must not change any more -> of
+        how many forwards some wait."""
         self._parts.append((rows_TH, start, count))
-        self.count += count
-        self._rows, self._place = rows_TH, start + count - 1
+        return len(self._parts)
+
+    @property
+    def count(self) -> int:
+        """Hidden states that wait."""
+        return sum(count for _, _, count in self._parts)
 
     @property
     def known(self) -> bool:
         """Whether there is a newest."""
-        return self._rows is not None
+        return self._last is not None or bool(self._parts)
 
     @property
     def newest(self) -> Tensor:
-        assert self._rows is not None
-        return self._rows[self._place : self._place + 1]
+        part = self._parts[-1] if self._parts else self._last
+        assert part is not None
+        rows_TH, start, count = part
+        return rows_TH[start + count - 1 : start + count]
 
     def read(self, *, newest: bool) -> list[Tensor]:
         """What waits, in order [., H]; it waits no more. Without `newest`, that one still does, and the
         memory of all others is let go."""
         parts = [rows_TH[start : start + count] for rows_TH, start, count in self._parts]
-        self._parts, self.count = [], 0
-        if not newest:
-            self._rows, self._place = self.newest.clone(), 0
-            self._parts, self.count = [(self._rows, 0, 1)], 1
+        if newest:
+            self._parts, self._last = [], (self.newest, 0, 1)
+        else:
+            self._parts = [(self.newest.clone(), 0, 1)]
             parts[-1] = parts[-1][:-1]
         return parts

@@ -178,7 +178,6 @@ class PackedQwen3Next:
 
     def logits(self, hidden_TH: Tensor) -> Tensor:
         """Hidden states [T, H] -> scores of the next token [T, V] fp32."""
-
         workspace, (count, columns) = self._workspace, (len(hidden_TH), self.lm_head.columns)
         coded = self.activations == "int8"
         if count > attention.SHORT or count * columns > TAPED:
