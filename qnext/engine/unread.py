@@ -12,7 +12,7 @@ Part = tuple[Tensor, int, int]  # rows of a forward, the first that is the seque
 
 
 class Unread:
-    """What waits, in order, and the newest hidden state [1, H], that of the last computed token, read or not."""
+    """What waits, in order; and the `newest` [1, H], of the last computed token, read or not."""
 
     __slots__ = ("_last", "_parts")
 
