@@ -212,9 +212,8 @@ class Runner:
             length = each.unread.count
             rows += each.unread.read(newest=True)
             reads.append(Read(each, each.computed + 1 - length, length))
-        tokens = [token for each, cell, length in reads for token in each.tokens[cell : cell + length]]
-        hidden = self._mtp(torch.cat(rows), reads, tokens)
-        if len(tokens) == len(reads):
+        hidden = self._mtp(torch.cat(rows), reads, _following(reads))
+        if len(hidden) == len(reads):
             return hidden
         return hidden[self._index([end - 1 for end in accumulate(each.length for each in reads)])]
 
@@ -234,8 +233,7 @@ class Runner:
     def _read(self, hidden_RH: Tensor, reads: list[Read]) -> None:
         """Show the head hidden states, one reader's after the other."""
         assert self.state.mtp is not None
-        tokens = [token for each, cell, length in reads for token in each.tokens[cell : cell + length]]
-        self.model.mtp_read(hidden_RH, self._index(tokens), self._cells(reads), self.state.mtp)
+        self.model.mtp_read(hidden_RH, self._index(_following(reads)), self._cells(reads), self.state.mtp)
 
     @torch.inference_mode()
     def look_further(
@@ -282,3 +280,8 @@ class Runner:
     def _index(self, numbers: list[int] | tuple[int, ...]) -> Tensor:
         found = torch.from_numpy(np.array(numbers, np.int64))
         return found if self.device.type == "cpu" else found.to(self.device)
+
+
+def _following(reads: list[Read]) -> list[int]:
+    """The token that followed each hidden state."""
+    return [token for each, cell, length in reads for token in each.tokens[cell : cell + length]]
