@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from . import isa
 from .activations import exp, sigmoid
 from .attention_cells import ITEM, READERS, head_bytes
 from .attention_job import CODES, EXACT, EXACT_BF16, FAST, MORE, read_job, read_short
@@ -52,6 +53,9 @@ GROUP = 8  # queries
 STREAMS = 4  # the machine fetches several streams faster than one
 AHEAD = 4  # keys of a stream between what is asked for and what is used
 TILE = 2  # keys of each stream whose values are taken at once
+ROWS, VECTORS = (
+    (GROUP, 2) if isa.many_registers() else (GROUP // 2, 1)
+)  # whose weighted values add up at once
 HALF = BLOCK * 4 * 4  # bytes of half a group's scores
 LOWEST = -1e30  # below every score, and yet a number
 
@@ -114,7 +118,27 @@ def _scorer(kind: int) -> Callable[..., None]:
                     sums[12 + r] = fma(q, t, sums[12 + r])
             store(out + half * HALF + place * 16, totals(sums))
 
-    return exact
+    @inline
+    def one_by_one(
+        queries: int, width: int, keys: int, cells: Any, place: int, ahead: int, after: int, out: int
+    ) -> None:
+        for half in range(2):
+            sums = registers_f32(16)
+            for i in range(4):
+                key, soon, four = keys + cells[place + i], ahead + cells[after + i], registers_f32(4)
+                for r in range(4):
+                    four[r] = fill(0.0)
+                for d in range(0, width, 16):
+                    if half == 0:
+                        prefetch_l2(soon + d * size)
+                    x = read(key, d, width)
+                    for r in range(4):
+                        four[r] = fma(load(queries + ((half * 4 + r) * width + d) * 4), x, four[r])
+                for r in range(4):
+                    sums[4 * i + r] = four[r]
+            store(out + half * HALF + place * 16, totals(sums))
+
+    return exact if isa.many_registers() else one_by_one
 
 
 @inline
@@ -144,7 +168,7 @@ def _score_fast(
 def _adder(kind: int, vectors: int) -> Callable[..., None]:
     """To the answers of a group, the weighted values of the places from `begin` to `end`, a few vectors of
     their width at a time, from `first` to `last`. Those of as many places on are asked for."""
-    read, size, count, span = READERS[kind], ITEM.get(kind, 2), 8 * vectors, 16 * vectors
+    read, size, count, span = READERS[kind], ITEM.get(kind, 2), ROWS * vectors, 16 * vectors
 
     @inline
     def exact(
@@ -160,20 +184,22 @@ def _adder(kind: int, vectors: int) -> Callable[..., None]:
         step: int,
     ) -> None:
         for d in range(first, last, span):
-            sums, to = registers_f32(count), out + d * 4
-            for r in range(8):
-                for v in range(vectors):
-                    sums[r * vectors + v] = load(to + r * step + v * 64)
-            for place in range(begin, end):
-                prefetch_l2(values + cells[place + end - begin] + d * size)
-                for r in range(8):
-                    p = spread(weights + r // 4 * HALF + place * 16 + r % 4 * 4)
+            for top in range(0, 8, ROWS):
+                sums, to, share = registers_f32(count), out + top * step + d * 4, weights + top // 4 * HALF
+                for r in range(ROWS):
                     for v in range(vectors):
-                        x = read(values + cells[place], d + v * 16, width)
-                        sums[r * vectors + v] = fma(p, x, sums[r * vectors + v])
-            for r in range(8):
-                for v in range(vectors):
-                    store(to + r * step + v * 64, sums[r * vectors + v])
+                        sums[r * vectors + v] = load(to + r * step + v * 64)
+                for place in range(begin, end):
+                    if not top:
+                        prefetch_l2(values + cells[place + end - begin] + d * size)
+                    for r in range(ROWS):
+                        p = spread(share + r // 4 * HALF + place * 16 + r % 4 * 4)
+                        for v in range(vectors):
+                            x = read(values + cells[place], d + v * 16, width)
+                            sums[r * vectors + v] = fma(p, x, sums[r * vectors + v])
+                for r in range(ROWS):
+                    for v in range(vectors):
+                        store(to + r * step + v * 64, sums[r * vectors + v])
 
     return exact
 
@@ -211,7 +237,7 @@ def _add_fast(
 
 
 _score_half, _score_full, _score_codes = _scorer(EXACT_BF16), _scorer(EXACT), _scorer(CODES)
-_add_half, _add_full, _add_codes = _adder(EXACT_BF16, 2), _adder(EXACT, 2), _adder(CODES, 2)
+_add_half, _add_full, _add_codes = (_adder(kind, VECTORS) for kind in (EXACT_BF16, EXACT, CODES))
 _add_last_half, _add_last_full, _add_last_codes = _adder(EXACT_BF16, 1), _adder(EXACT, 1), _adder(CODES, 1)
 
 
@@ -284,7 +310,7 @@ def _add(
     for i in range(0, key_heads * groups * GROUP * step, 64):
         store(out + i, fill(0.0))
     for begin in range(0, places, TILE * STREAMS):
-        end, even = min(begin + TILE * STREAMS, places), width // 32 * 32
+        end, even = min(begin + TILE * STREAMS, places), width // (16 * VECTORS) * (16 * VECTORS)
         for group in range(key_heads * groups):
             w, here, to = (
                 weights + group * 2 * HALF,

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from . import isa
 from .activations import as_int, exp, sigmoid
 from .attention_cells import head_bytes, read
 from .attention_job import FAST, MORE, read_job, read_long
@@ -49,7 +50,8 @@ from .task import Task
 
 BLOCK = 512  # keys of a block: their panels, of one key head, fit in the second cache
 SPAN = 4 * BLOCK  # keys that are in panels at once
-TILE = 6  # queries of a tile: with 4 vectors each their sums fill 24 registers
+TILE = 6  # queries of a tile,
+AT_ONCE = 4 if isa.many_registers() else 1  # and vectors of each: their sums fill 24 registers, or 12
 RUN = 16  # tiles that a thread takes through a span together: their answers fit beside a block
 PANEL = 64
 LOWEST = -1e30  # below every score, and yet a number
@@ -68,27 +70,29 @@ def panel_bytes(key_heads: int, width: int) -> int:
 
 def _multiplier(fast: bool, vectors: int) -> Callable[..., None]:
     """Products of a tile's rows and a panel, added to `out` where it is not `fresh`."""
-    count, line = TILE * vectors, vectors * 64
+    width = min(vectors, AT_ONCE)
+    count, line, span = TILE * width, vectors * 64, width * 64
 
     @inline
     def multiply(rows: int, row_step: int, panel: int, steps: int, fresh: bool, out: int, step: int) -> None:
-        sums = registers_f32(count)
-        for r in range(TILE):
-            for v in range(vectors):
-                sums[r * vectors + v] = fill(0.0) if fresh else load(out + r * step + v * 64)
-        for k in range(steps):
+        for begin in range(0, line, span):
+            sums, here, to = registers_f32(count), panel + begin, out + begin
             for r in range(TILE):
-                for v in range(vectors):
-                    at = r * vectors + v
-                    if fast:
-                        x, y = spread_i32(rows + r * row_step + k * 4), load_i32(panel + k * line + v * 64)
-                        sums[at] = dot_bf16(sums[at], x, y)
-                    else:
-                        p, q = spread(rows + r * row_step + k * 4), load(panel + k * line + v * 64)
-                        sums[at] = fma(p, q, sums[at])
-        for r in range(TILE):
-            for v in range(vectors):
-                store(out + r * step + v * 64, sums[r * vectors + v])
+                for v in range(width):
+                    sums[r * width + v] = fill(0.0) if fresh else load(to + r * step + v * 64)
+            for k in range(steps):
+                for r in range(TILE):
+                    for v in range(width):
+                        at = r * width + v
+                        if fast:
+                            x, y = spread_i32(rows + r * row_step + k * 4), load_i32(here + k * line + v * 64)
+                            sums[at] = dot_bf16(sums[at], x, y)
+                        else:
+                            p, q = spread(rows + r * row_step + k * 4), load(here + k * line + v * 64)
+                            sums[at] = fma(p, q, sums[at])
+            for r in range(TILE):
+                for v in range(width):
+                    store(to + r * step + v * 64, sums[r * width + v])
 
     return multiply
 

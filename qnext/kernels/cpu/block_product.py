@@ -11,22 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from . import simd
+from . import isa, simd
 from .jit import inline
 
 LINE, ROWS = 64, 8
+WIDE, HIGH = (2, ROWS) if isa.many_registers() else (1, 4)  # vectors and rows whose sums stay in registers
 
 
 def block(vectors: int) -> Callable[..., Any]:
-    """8 rows by some vectors of the product, all sums in registers."""
-    count = ROWS * vectors
+    """Some rows by some vectors of the product, all sums in registers."""
+    count = HIGH * vectors
 
     @inline
     def multiply(
         a: int, a_pitch: int, b: int, b_pitch: int, depth: int, scale: float, base: int, c: int, c_pitch: int
     ) -> None:
         sums, right = simd.registers_f32(count), simd.registers_f32(vectors)
-        for r in range(ROWS):
+        for r in range(HIGH):
             for s in range(vectors):
                 sums[r * vectors + s] = simd.fill(0.0)
                 if scale != 0:
@@ -34,18 +35,17 @@ def block(vectors: int) -> Callable[..., Any]:
         for k in range(depth):
             for s in range(vectors):
                 right[s] = simd.load(b + k * b_pitch + LINE * s)
-            for r in range(ROWS):
+            for r in range(HIGH):
                 left = simd.spread(a + r * a_pitch + 4 * k)
                 for s in range(vectors):
                     sums[r * vectors + s] = simd.fma(left, right[s], sums[r * vectors + s])
-        for r in range(ROWS):
+        for r in range(HIGH):
             for s in range(vectors):
                 simd.store(c + r * c_pitch + LINE * s, sums[r * vectors + s])
 
     return multiply
 
 
-WIDE = 2
 multiply_wide, multiply_narrow = block(WIDE), block(1)
 
 
@@ -67,7 +67,7 @@ def product(
     at = np.int64(0)
     while at < size:
         wide = at + WIDE * LINE <= size
-        for i in range(0, rows, ROWS):
+        for i in range(0, rows, HIGH):
             left, start, end = a[0] + i * a_pitch, base + i * c_pitch + at, c[0] + i * c_pitch + at
             if wide:
                 multiply_wide(left, a_pitch, b[0] + at, b_pitch, depth, scale, start, end, c_pitch)

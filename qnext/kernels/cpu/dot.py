@@ -39,7 +39,7 @@ from .tiles import UNIT, tiles
 
 AHEAD = 8192  # bytes that are asked for before they are read, where there is enough to do meanwhile: with few
 FEW = 1  # token the processor looks far enough ahead by itself, and asking is in its way
-IN_PAIRS = isa.level() == "avx2"
+IN_PAIRS, EIGHTS = isa.level() == "avx2", isa.many_registers()
 
 
 @inline
@@ -154,7 +154,7 @@ def dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: i
 def _dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
     # Only one of them is compiled at all.
     product = floats if not coded.literal_value else pairs.codes if IN_PAIRS else codes
-    in_tiles, eights = UNIT and coded.literal_value, not (IN_PAIRS and coded.literal_value)
+    in_tiles, eights = UNIT and coded.literal_value, EIGHTS
 
     def by_eights(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
         if in_tiles:

@@ -57,6 +57,12 @@ def has(name: str) -> bool:
     return LEVELS.index(level()) >= LEVELS.index(name)
 
 
+def many_registers() -> bool:
+    """Whether there are 32 registers of 64 bytes. Else there are 16 of 32, and 16 floats take two of them:
+    sums that would not stay in them cost more than reading something twice."""
+    return has("avx512vnni")
+
+
 def has_bf16() -> bool:
     """Whether the level in use may multiply pairs of bf16 (an extension that not every AVX-512 CPU has)."""
     return has("avx512vnni") and "avx512bf16" in features()
