@@ -12,7 +12,7 @@ from random import Random
 
 from qnext.text.messages import Message
 
-from . import arithmetic, facts, languages, manners, recall, story, tools
+from . import arithmetic, copying, facts, languages, manners, recall, story, tools
 from .dialogue import Dialogue, Setting
 from .slots import table
 
@@ -36,7 +36,7 @@ _BESIDE_TOOLS = frozenset({"story", "manners", "memory", "arithmetic", "recall",
 _SMALL_TALK: tuple[Family, ...] = (manners.make, manners.make, facts.capital, facts.plain_words)
 _EARLIER: tuple[Family, ...] = (*_SMALL_TALK, facts.small_table, languages.make, arithmetic.make)
 # Asked by name only, and by themselves: what a run may drill.
-DRILLS: dict[str, Family] = {"sums": arithmetic.two_digit_sum}
+DRILLS: dict[str, Family] = {"sums": arithmetic.two_digit_sum, "copying": copying.make}
 
 
 def compose(rng: Random, setting: Setting, family: str = "") -> Dialogue:

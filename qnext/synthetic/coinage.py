@@ -36,11 +36,11 @@ def draw_open(rng: Random, slot: str, heldout: bool = False) -> str:
         minutes = f":{rng.randrange(0, 60, 5):02}" if rng.random() < 0.6 else rng.choice((" am", " pm"))
         return f"{rng.randint(1, 12)}{minutes}"
     if slot == "email":
-        return f"{_word(rng)}@{_word(rng)}.{rng.choice(('com', 'org', 'net', 'edu'))}"
+        return f"{word(rng)}@{word(rng)}.{rng.choice(('com', 'org', 'net', 'edu'))}"
     if slot == "street":
-        return f"{rng.randint(1, 199)} {first_upper(_word(rng))} {rng.choice(_STREETS)}"
+        return f"{rng.randint(1, 199)} {first_upper(word(rng))} {rng.choice(_STREETS)}"
     count = rng.randint(*_PHRASES[slot]) if slot in _PHRASES else rng.choice((1, 1, 1, 2))
-    made = [_word(rng) for _ in range(count)]
+    made = [word(rng) for _ in range(count)]
     if slot in PROPER or slot in _TITLES:
         made = [first_upper(each) for each in made]
     text = " ".join(made)
@@ -57,15 +57,21 @@ def coined(rng: Random) -> str:
 def borrowed() -> tuple[str, ...]:
     """Plain words of stories, without those of values that are kept back."""
     kept = {
-        word
+        part
         for slot in table("words")["slots"]
         for value in words(slot, True)
-        for word in value.lower().split()
+        for part in value.lower().split()
     }
-    return tuple(word for word in (FOLDER / "common.txt").read_text().split() if word not in kept)
+    return tuple(each for each in common() if each not in kept)
 
 
-def _word(rng: Random) -> str:
+@cache
+def common() -> tuple[str, ...]:
+    """Plain words of stories, all of them."""
+    return tuple((FOLDER / "common.txt").read_text().split())
+
+
+def word(rng: Random) -> str:
     """A word of syllables, one of stories, or the beginning of one with the end of another."""
     luck, known = rng.random(), borrowed()
     if luck < 0.35:

@@ -7,6 +7,7 @@ tools gets a call only if one of its tools fits.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -41,7 +42,7 @@ _GROUPS = (
 
 def make(rng: Random, setting: Setting) -> Dialogue:
     """A request that needs one of the tools: a call, two, one with its result, or a question back."""
-    schema = invented(rng, setting) if rng.random() < 0.2 else taught(rng)
+    schema = invented(rng) if rng.random() < 0.2 else taught(rng)
     luck = rng.random()
     if luck < 0.08 and "bare" in schema:
         return _missing(rng, schema, setting)
@@ -49,13 +50,19 @@ def make(rng: Random, setting: Setting) -> Dialogue:
         return _parallel(rng, schema, setting)
     if luck < 0.2 and "result" in schema:
         return _again(rng, schema, setting)
-    question, arguments = utterance(rng, schema, setting)
-    thought = _thought(rng, schema, arguments)
-    call = assistant("", thought, (schema["name"], typed(schema, arguments)))
-    tools = toolbox(rng, schema, setting)
     if luck < 0.6 or "result" not in schema:
-        return Dialogue((user(question), call), tools, checkable=True)
+        return requested(rng, schema, setting)
+    question, arguments = utterance(rng, schema, setting)
+    call = assistant("", _thought(rng, schema, arguments), (schema["name"], typed(schema, arguments)))
+    tools = toolbox(rng, schema, setting)
     return Dialogue((user(question), call, *_result(rng, schema, arguments)), tools)
+
+
+def requested(rng: Random, schema: Schema, setting: Setting) -> Dialogue:
+    """A request for one tool, and its call."""
+    question, arguments = utterance(rng, schema, setting)
+    call = assistant("", _thought(rng, schema, arguments), (schema["name"], typed(schema, arguments)))
+    return Dialogue((user(question), call), toolbox(rng, schema, setting), checkable=True)
 
 
 def without_fit(rng: Random, setting: Setting) -> Dialogue:
@@ -171,13 +178,13 @@ def _proper_nouns() -> dict[str, str]:
     return {w.lower(): w for slot in ("city", "name", "country", "language", "company") for w in words(slot)}
 
 
-def invented(rng: Random, setting: Setting) -> Schema:
-    """A tool that exists nowhere: a verb, a noun and one or two parameters."""
+def invented(rng: Random, counts: Sequence[int] = (1, 1, 2)) -> Schema:
+    """A tool that exists nowhere: a verb, a noun and one of `counts` parameters."""
     made = table("invented")
     verb, noun = rng.choice(made["verbs"].split(", ")), rng.choice(made["nouns"].split(", "))
     if rng.random() < 0.4:
         noun = "".join(rng.choice(made["syllables"].split(", ")) for _ in range(rng.randint(2, 3)))
-    parts = rng.sample(sorted(made["parts"].items()), rng.choice((1, 1, 2)))
+    parts = rng.sample(sorted(made["parts"].items()), rng.choice(counts))
     tail = " ".join(phrase for _, (_, phrase) in parts)
     return {
         "name": f"{verb}_{noun.replace(' ', '_')}",

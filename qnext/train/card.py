@@ -48,6 +48,8 @@ def _architecture(model: Qwen3Next) -> str:
     config = model.config
     total, active = parameters(model)
     full = config.layer_types.count("full_attention")
+    layers = range(config.num_hidden_layers)
+    dense = ", ".join(str(layer) for layer in layers if config.num_experts and not config.is_sparse(layer))
     return "\n".join(
         [
             f"Qwen3-Next, {total / 1e6:.1f} M parameters, {active / 1e6:.1f} M of them used for a token.\n",
@@ -59,7 +61,8 @@ def _architecture(model: Qwen3Next) -> str:
             f"{'tied' if config.tie_word_embeddings else 'separate'} output matrix",
             f"- {config.num_experts} experts of {config.moe_intermediate_size}, "
             f"{config.num_experts_per_tok} chosen per token, and a shared one "
-            f"of {config.shared_expert_intermediate_size}",
+            f"of {config.shared_expert_intermediate_size}"
+            + (f"; in layer {dense} a dense half of {config.intermediate_size}" if dense else ""),
             f"- {config.mtp_layers} multi-token-prediction layer(s) for drafting",
             f"- up to {config.max_position_embeddings} positions",
         ]
@@ -68,6 +71,7 @@ def _architecture(model: Qwen3Next) -> str:
 
 def _training(recipe: Recipe, metrics: dict[str, float], heldout: float | None) -> str:
     started = f"from the checkpoint `{recipe.init.name}`" if recipe.init else "from random weights"
+    started += " (grown first)" if recipe.grow else ""
     lines = [
         f"- {recipe.schedule.steps} steps {started}, {metrics['tokens'] / 1e6:.2f} M tokens, "
         f"{metrics['seconds'] / 60:.0f} minutes on {recipe.threads} {recipe.device} thread(s)",

@@ -33,6 +33,11 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Qwen3Next:
                 f"{recipe.tokenizer} has {tokenizer.vocab_size} tokens, the network of {recipe.init} only "
                 f"{model.config.vocab_size}: give the tokenizer it was trained with"
             )
+        if recipe.grow:
+            try:
+                model = recipe.grow.apply(model)
+            except ValueError as error:
+                raise ValueError(f"[grow] of the recipe, on {recipe.init}: {error}") from None
         model.config = replace(model.config, dtype="bfloat16", **ids)
         return model.train().requires_grad_(True)
     table = dict(recipe.model)

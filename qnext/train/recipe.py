@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from qnext import config
 
+from .growth import Growth
 from .mesh import MeshSettings
 from .mixture import DataSpec
 from .optim import OptimSettings
@@ -139,9 +140,10 @@ class Licence:
 class Recipe:
     """A training run, from the checkpoint directory `init` or from fresh weights of the shape `model`.
 
-    `model` holds `config.json` fields plus `mtp_layers`. `tokenizer` is a directory of tokenizer and
-    generation files: vocabulary size and token ids come from it, and an exported checkpoint gets them. With
-    `rl` the data are questions to answer; without, texts to predict.
+    `grow` makes the network of `init` larger first. `model` holds `config.json` fields plus `mtp_layers`.
+    `tokenizer` is a directory of tokenizer and generation files: vocabulary size and token ids come from it,
+    and an exported checkpoint gets them. With `rl` the data are questions to answer; without, texts to
+    predict.
     """
 
     name: str
@@ -152,6 +154,7 @@ class Recipe:
     description: str = ""
     seed: int = 0
     init: Path | None = None
+    grow: Growth | None = None
     model: dict[str, Any] = field(default_factory=dict)
     optim: OptimSettings = field(default_factory=OptimSettings)
     loss: LossSettings = field(default_factory=LossSettings)
@@ -176,6 +179,8 @@ class Recipe:
             )
         if not self.init and not self.model:
             raise ValueError("give init (a checkpoint to start from) or model (the shape of fresh weights)")
+        if self.grow and not self.init:
+            raise ValueError("[grow] makes a checkpoint larger: give init, or leave the table out")
         if self.rl:
             self._check_rl(self.rl)
         for name in ("threads", "log_every", "eval_every"):

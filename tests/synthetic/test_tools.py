@@ -122,7 +122,7 @@ def test_the_calculator_is_right() -> None:
 
 
 def test_invented_tools_differ() -> None:
-    names = {tools.invented(Random(seed), Setting())["name"] for seed in range(300)}
+    names = {tools.invented(Random(seed))["name"] for seed in range(300)}
     assert len(names) > 250 and all(re.fullmatch(r"[a-z_]{1,64}", name) for name in names)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from qnext.model.config import ModelConfig
+from qnext.train.growth import Growth
 from qnext.train.mesh import MeshSettings
 from qnext.train.mixture import DataSpec, Part
 from qnext.train.recipe import Heldout, LossSettings, Recipe, RLSettings, Schedule
@@ -51,6 +52,7 @@ def recipe(**changes: Any) -> Recipe:
     [
         ({"init": Path("base")}, "either init"),
         ({"model": {}}, "give init"),
+        ({"grow": Growth((0,))}, r"\[grow\] makes a checkpoint larger: give init"),
         ({"threads": 0}, "threads must be 1 or more"),
         ({"log_every": 0}, "log_every"),
         ({"eval_every": 0}, "eval_every"),

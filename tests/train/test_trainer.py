@@ -17,6 +17,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from qnext.model.qwen3_next import Qwen3Next
 from qnext.train import checkpoint, supervised, trainer
 from qnext.train.batch import Batch
+from qnext.train.growth import Growth
 from qnext.train.mixture import DataSpec, Part
 from qnext.train.recipe import Heldout, Recipe, Schedule
 from qnext.train.trainer import Trainer
@@ -189,6 +190,19 @@ def test_it_starts_from_a_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
     wide = write_tokenizer(tmp_path / "wide", VOCABULARY + 3)
     with pytest.raises(ValueError, match=r"has 260 tokens, the network of .* only 257"):
         Trainer(replace(recipe, init=path, model={}, tokenizer=wide))
+
+
+def test_it_grows_a_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
+    base = Trainer(recipe)
+    larger = replace(recipe, init=base.run(), model={}, grow=Growth((1,)), output=tmp_path / "second")
+    stop_after(run := Trainer(larger), 5)
+    assert run.run() is None
+    path = Trainer(larger).run()  # goes on from the grown one's own checkpoint
+    assert path is not None
+    assert Qwen3Next.from_pretrained(path).config.num_hidden_layers == base.model.config.num_hidden_layers + 1
+    assert "grown first" in (path / "README.md").read_text()
+    with pytest.raises(ValueError, match=r"\[grow\] of the recipe, on .*: attention_layers: 99 is no place"):
+        Trainer(replace(larger, grow=Growth((99,)), output=tmp_path / "third"))
 
 
 def test_a_wrong_model_table_is_named(recipe: Recipe) -> None:

@@ -1,0 +1,49 @@
+"""Copying: lists, calls and repetitions hold what was said, and only lists hold what is kept back."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+from qnext.synthetic import copying
+from qnext.synthetic.coinage import borrowed, common
+from qnext.synthetic.dialogue import Setting
+from qnext.synthetic.slots import table, words
+
+SEEDS = range(300)
+
+
+def test_a_list_holds_what_was_said_in_order() -> None:
+    seen: set[str] = set()
+    for seed in SEEDS:
+        dialogue = copying.as_list(Random(seed), Setting())
+        question, answer = (message.content for message in dialogue.messages)
+        values = json.loads(answer)
+        assert 4 <= len(values) <= 20
+        at = 0
+        for value in values:
+            at = question.index(value, at) + len(value)
+        seen |= {value.lower() for value in values}
+    assert {"silver", "garden"} <= set(common()) and "silver" not in borrowed()
+    assert seen & (set(common()) - set(borrowed()))
+
+
+def test_a_call_holds_many_arguments_and_none_that_is_kept_back() -> None:
+    kept, shared = (
+        {v.lower() for slot in table("words")["slots"] for v in words(slot, h)} for h in (True, False)
+    )
+    for seed in SEEDS:
+        dialogue = copying.with_many(Random(seed), Setting())
+        (call,) = dialogue.messages[-1].tool_calls
+        values = [str(value) for value in json.loads(call.arguments).values()]
+        assert 3 <= len(values) <= 7
+        said = dialogue.messages[0].content.lower()
+        assert all(value.lower() in said for value in values)
+        plain = {value.lower() for value in values if value.replace(" ", "").isalpha()}  # no dates or times
+        assert not (plain & kept) - shared
+
+
+def test_the_same_is_said_again() -> None:
+    for seed in SEEDS:
+        dialogue = copying.again(Random(seed), Setting())
+        assert dialogue.messages[-1].content in dialogue.messages[0].content
