@@ -1,6 +1,6 @@
 """A trained model in the widths of the published one: it answers as it did, at the published cost of a layer.
 
-    python benchmarks/widen.py MODEL DIRECTORY [--layers 12] [field=value …]
+    python benchmarks/widen.py MODEL DIRECTORY --layers 8 [field=value …]
 
 The embedded models are so small that a step of theirs is mostly what Python does; with this, speculation can
 be measured where steps cost what they cost in earnest, and guesses are still right as often as a trained head
@@ -40,18 +40,20 @@ REAL: dict[str, Any] = {
     "linear_value_head_dim": 128,
     "moe_intermediate_size": 1280,  # 4 of 14 experts run where 10 published ones of 512 do
     "shared_expert_intermediate_size": 1280,
+    "intermediate_size": 5120,
 }
 OUTPUTS = ("o_proj.weight", "out_proj.weight", "down_proj.weight")  # what a layer adds to the stream
 COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
-# The axes of a tensor: H hidden, A heads of width D, G key-value heads, K and V linear key and value heads of
-# widths C and U, R value heads a key head, E experts, I their width, N words, T taps.
+# The axes of a tensor: H hidden, G key-value heads of width D, S queries for each, K and V linear key and
+# value heads of widths C and U, R value heads a key head, E experts, I their width and F that of a dense
+# half, N words, T taps.
 AXES = {
     "embed_tokens": "NH",
     "lm_head": "NH",
-    "q_proj": "A2DH",
+    "q_proj": "GS2DH",
     "k_proj": "GDH",
     "v_proj": "GDH",
-    "o_proj": "HAD",
+    "o_proj": "HGSD",
     "in_proj_ba": "K2RH",
     "A_log": "V",
     "dt_bias": "V",
@@ -68,9 +70,11 @@ Sizes = dict[str, int]
 
 def sizes(config: ModelConfig) -> Sizes:
     values, keys = config.linear_num_value_heads, config.linear_num_key_heads
+    groups, queries = config.num_key_value_heads, config.num_attention_heads
     return {
-        **{"1": 1, "2": 2, "H": config.hidden_size, "A": config.num_attention_heads, "D": config.head_dim},
-        **{"G": config.num_key_value_heads, "K": keys, "V": values, "R": values // keys},
+        **{"1": 1, "2": 2, "H": config.hidden_size, "F": config.intermediate_size},
+        **{"G": groups, "S": queries // groups, "D": config.head_dim},
+        **{"K": keys, "V": values, "R": values // keys},
         **{"C": config.linear_key_head_dim, "U": config.linear_value_head_dim, "E": config.num_experts},
         **{"I": config.moe_intermediate_size, "N": config.vocab_size, "T": config.linear_conv_kernel_dim},
     }
@@ -97,7 +101,8 @@ def placed(name: str, tensor: Tensor, old: Sizes, new: Sizes) -> Tensor:
         pieces = tensor.split([old[axes[0]] * old[axes[1]] for axes in places])
         return torch.cat([corner(p, axes, old, new) for p, axes in zip(pieces, places, strict=True)])
     if "norm" not in leaf:
-        return corner(tensor, AXES[leaf], old, new)
+        dense = ".mlp." in name and "expert" not in name
+        return corner(tensor, AXES[leaf].replace("I", "F") if dense else AXES[leaf], old, new)
     # The mean of the squares is less by as much as the row is longer. q also makes up for head_dim**-0.5.
     axis = "D" if leaf in ("q_norm", "k_norm") else "U" if "linear_attn" in name else "H"
     factor = 1.0 if leaf == "q_norm" else math.sqrt(old[axis] / new[axis])
@@ -110,8 +115,10 @@ def target(small: ModelConfig, layers: int, changes: dict[str, Any]) -> ModelCon
     period = len(small.layer_types)
     if layers % period:
         raise ValueError(f"--layers is {layers}: give a multiple of the model's {period}")
-    table = {**small.to_dict(), **REAL, **changes, "num_hidden_layers": layers}
+    groups = {"num_key_value_heads": max(small.num_key_value_heads, REAL["num_key_value_heads"])}
+    table = {**small.to_dict(), **REAL, **groups, **changes, "num_hidden_layers": layers}
     table["layer_types"] = list(small.layer_types) * (layers // period)
+    table["mlp_only_layers"] = [layer for layer in range(layers) if layer % period in small.mlp_only_layers]
     table["partial_rotary_factor"] = small.head_dim * small.partial_rotary_factor / table["head_dim"]
     widths = ("linear_key_head_dim", "linear_value_head_dim")
     # What the delta rule says is small enough for eps to count, and smaller by the root of both widths.
@@ -119,8 +126,7 @@ def target(small: ModelConfig, layers: int, changes: dict[str, Any]) -> ModelCon
         getattr(small, each) / table[each] for each in widths
     )
     wide = ModelConfig.from_dict(table, mtp_layers=small.mtp_layers)
-    queries = [each.num_attention_heads // each.num_key_value_heads for each in (small, wide)]
-    if sizes(small)["R"] != sizes(wide)["R"] or queries[0] > queries[1]:
+    if sizes(small)["R"] != sizes(wide)["R"] or sizes(small)["S"] > sizes(wide)["S"]:
         raise ValueError("the wide model needs as many value heads a key head, and as many queries a key")
     return wide
 
@@ -159,7 +165,7 @@ def main() -> None:
     )
     parser.add_argument("model")
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--layers", type=int, required=True, help="a multiple of the model's own")
     parser.add_argument("changes", nargs="*", metavar="field=value", help="of config.json")
     given = parser.parse_args()
     changes = {name: json.loads(value) for name, _, value in (each.partition("=") for each in given.changes)}

@@ -77,6 +77,8 @@ def _training(recipe: Recipe, metrics: dict[str, float], heldout: float | None) 
         f"{metrics['seconds'] / 60:.0f} minutes on {recipe.threads} {recipe.device} thread(s)",
         f"- learning rates: Muon {recipe.optim.muon_lr:g} for matrices, AdamW {recipe.optim.adamw_lr:g} else",
     ]
+    if recipe.blend:
+        lines.append(f"- blended with {recipe.blend:.0%} of the weights that it started from")
     if recipe.rl:
         lines.append(
             f"- reinforcement by {recipe.rl.algorithm.upper()}, {recipe.rl.group} answers to a question; "

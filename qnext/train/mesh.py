@@ -173,6 +173,15 @@ class Snapshot:
             tensors[name] = nn.Parameter(found.to(dtype or found.dtype), requires_grad=False)
         return cls(model.config, tensors)
 
+    def blended(self, start: Qwen3Next, share: float, dtype: torch.dtype) -> Snapshot:
+        """These weights with a share of those of a network of the same shape (WiSE-FT, Wortsman 2022)."""
+        others = dict(start.named_parameters())
+        tensors = {
+            name: nn.Parameter(weight.cpu().lerp(others[name].detach(), share).to(dtype), requires_grad=False)
+            for name, weight in self.tensors.items()
+        }
+        return Snapshot(self.config, tensors)
+
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return iter(self.tensors.items())
 

@@ -171,6 +171,7 @@ class Recipe:
     log_every: int = 10  # steps
     eval_every: int = 100  # steps
     tensorboard: bool = False  # metrics as event files too
+    blend: float = 0.0  # share of the starting weights in the exported ones: what they knew is kept better
 
     def __post_init__(self) -> None:
         if self.init and self.model:
@@ -181,6 +182,8 @@ class Recipe:
             raise ValueError("give init (a checkpoint to start from) or model (the shape of fresh weights)")
         if self.grow and not self.init:
             raise ValueError("[grow] makes a checkpoint larger: give init, or leave the table out")
+        if not 0 <= self.blend < 1 or (self.blend and not self.init):
+            raise ValueError(f"blend is {self.blend}: give 0 to 1, and init, whose weights are taken in")
         if self.rl:
             self._check_rl(self.rl)
         for name in ("threads", "log_every", "eval_every"):

@@ -127,8 +127,12 @@ class Trainer:
 
     def export(self) -> Path:
         """Write the bf16 checkpoint with tokenizer files and model card; returns its folder."""
-        path, weights = self.output / EXPORT, Snapshot.of(self.model, torch.bfloat16)
+        path, share = self.output / EXPORT, self.recipe.blend
+        weights = Snapshot.of(self.model, None if share else torch.bfloat16)
         if self.mesh.leads:
+            if share:
+                start = build_model(self.recipe, Tokenizer.from_pretrained(self.recipe.tokenizer))
+                weights = weights.blended(start, share, torch.bfloat16)
             save_checkpoint(weights, path, source=self.recipe.tokenizer)
             write_card(path / "README.md", self.recipe, self.model, self.last, self.heldout)
         return path

@@ -15,8 +15,6 @@ from ..kernels.twins import distance
 
 WIDER = {
     "hidden_size": 320,
-    "num_attention_heads": 10,
-    "num_key_value_heads": 2,
     "head_dim": 128,
     "linear_num_key_heads": 3,
     "linear_num_value_heads": 6,
@@ -24,13 +22,17 @@ WIDER = {
     "linear_value_head_dim": 80,
     "moe_intermediate_size": 160,
     "shared_expert_intermediate_size": 160,
+    "intermediate_size": 544,
 }
 
 
 @torch.inference_mode()
-def test_it_says_the_same(tmp_path: Path) -> None:
-    source = locate("tiny-instruct")
-    widen(source, tmp_path, 8, WIDER)
+@pytest.mark.parametrize(
+    ("model", "layers", "heads"), [("tiny-base", 8, (10, 2)), ("tiny-thinking", 10, (12, 6))]
+)
+def test_it_says_the_same(model: str, layers: int, heads: tuple[int, int], tmp_path: Path) -> None:
+    source, names = locate(model), ("num_attention_heads", "num_key_value_heads")
+    widen(source, tmp_path, layers, WIDER | dict(zip(names, heads, strict=True)))
     small, wide = (Qwen3Next.from_pretrained(path, dtype=torch.float32) for path in (source, tmp_path))
     ids = torch.randint(0, 4000, (80,), generator=torch.Generator().manual_seed(1))
     hidden, wider = small(ids), wide(ids)
@@ -47,4 +49,4 @@ def test_what_would_differ_is_refused(
     tmp_path: Path, layers: int, changes: dict[str, int], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        widen(locate("tiny-instruct"), tmp_path, layers, changes)
+        widen(locate("tiny-base"), tmp_path, layers, changes)

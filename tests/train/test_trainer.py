@@ -205,6 +205,18 @@ def test_it_grows_a_checkpoint(recipe: Recipe, tmp_path: Path) -> None:
         Trainer(replace(larger, grow=Growth((99,)), output=tmp_path / "third"))
 
 
+def test_an_export_may_keep_some_of_the_start(recipe: Recipe, tmp_path: Path) -> None:
+    start = Trainer(recipe).run()
+    run = Trainer(replace(recipe, init=start, model={}, blend=0.25, output=tmp_path / "second"))
+    path = run.run()
+    assert start is not None and path is not None
+    before, after = (dict(Qwen3Next.from_pretrained(each).named_parameters()) for each in (start, path))
+    for name, weight in run.model.named_parameters():
+        wanted = 0.75 * weight.detach() + 0.25 * before[name].float()
+        assert torch.allclose(after[name].float(), wanted, rtol=2**-7, atol=1e-6), name
+    assert "blended with 25% of the weights" in (path / "README.md").read_text()
+
+
 def test_a_wrong_model_table_is_named(recipe: Recipe) -> None:
     with pytest.raises(ValueError, match=r"\[model\] of the recipe: unknown field hidden_sise = 3"):
         Trainer(replace(recipe, model={"hidden_sise": 3}))
