@@ -42,7 +42,7 @@ def with_many(rng: Random, setting: Setting) -> Dialogue:
 
 
 def again(rng: Random, setting: Setting) -> Dialogue:
-    """Eight to thirty words, said once more."""
+    """Five to sixteen values, said once more."""
     values = [_value(rng, setting) for _ in range(rng.randint(5, 16))]
     text = rng.choice((" ", ", ")).join(values)
     forms = table("recall")["repeat"]

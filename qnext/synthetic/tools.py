@@ -53,15 +53,14 @@ def make(rng: Random, setting: Setting) -> Dialogue:
     if luck < 0.6 or "result" not in schema:
         return requested(rng, schema, setting)
     question, arguments = utterance(rng, schema, setting)
-    call = assistant("", _thought(rng, schema, arguments), (schema["name"], typed(schema, arguments)))
-    tools = toolbox(rng, schema, setting)
+    call, tools = _call(rng, schema, arguments), toolbox(rng, schema, setting)
     return Dialogue((user(question), call, *_result(rng, schema, arguments)), tools)
 
 
 def requested(rng: Random, schema: Schema, setting: Setting) -> Dialogue:
     """A request for one tool, and its call."""
     question, arguments = utterance(rng, schema, setting)
-    call = assistant("", _thought(rng, schema, arguments), (schema["name"], typed(schema, arguments)))
+    call = _call(rng, schema, arguments)
     return Dialogue((user(question), call), toolbox(rng, schema, setting), checkable=True)
 
 
@@ -208,7 +207,7 @@ def _argument(rng: Random, slot: str, before: dict[str, str], setting: Setting) 
 def _again(rng: Random, schema: Schema, setting: Setting) -> Dialogue:
     """A call with its result, and then the same question about something else."""
     question, arguments = utterance(rng, schema, setting)
-    call = assistant("", _thought(rng, schema, arguments), (schema["name"], typed(schema, arguments)))
+    call = _call(rng, schema, arguments)
     turns = (user(question), call, *_result(rng, schema, arguments))
     next_question, changed = utterance(rng, schema, setting)
     if len(schema["parameters"]) == 1:
@@ -274,6 +273,10 @@ def _result(rng: Random, schema: Schema, arguments: dict[str, str]) -> tuple[Mes
          "The result is here, so I can answer now.")
     )  # fmt: skip
     return Message("tool", text, tool_call_id="call_0"), assistant(sentence, thought)
+
+
+def _call(rng: Random, schema: Schema, arguments: dict[str, str]) -> Message:
+    return assistant("", _thought(rng, schema, arguments), (schema["name"], typed(schema, arguments)))
 
 
 def _thought(rng: Random, schema: Schema, arguments: dict[str, str]) -> str:

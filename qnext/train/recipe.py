@@ -184,6 +184,10 @@ class Recipe:
             raise ValueError("[grow] makes a checkpoint larger: give init, or leave the table out")
         if not 0 <= self.blend < 1 or (self.blend and not self.init):
             raise ValueError(f"blend is {self.blend}: give 0 to 1, and init, whose weights are taken in")
+        if self.blend and self.grow:
+            raise ValueError(
+                "blend: a grown network's start is random in part; train first, blend in a second run"
+            )
         if self.rl:
             self._check_rl(self.rl)
         for name in ("threads", "log_every", "eval_every"):

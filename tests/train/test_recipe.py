@@ -55,6 +55,7 @@ def recipe(**changes: Any) -> Recipe:
         ({"grow": Growth((0,))}, r"\[grow\] makes a checkpoint larger: give init"),
         ({"blend": 0.5}, "blend is 0.5: give 0 to 1, and init"),
         ({"blend": 1.0}, "blend is 1.0"),
+        ({"blend": 0.5, "init": Path("base"), "model": {}, "grow": Growth((0,))}, "is random in part"),
         ({"threads": 0}, "threads must be 1 or more"),
         ({"log_every": 0}, "log_every"),
         ({"eval_every": 0}, "eval_every"),
