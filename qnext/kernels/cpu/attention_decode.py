@@ -8,8 +8,8 @@ up the parts. Invariant: what a task does depends on its own sequence only, so t
 number of threads change a bit of an answer.
 
 Queries of a key head are taken 8 at a time (a group, in two halves), keys 4 at a time, so that 16 sums fill
-registers (where those are fewer, one key after the other). A block is read in 4 streams, each a quarter of its
-keys: a place in it is (number in its stream, stream). Scores and weights of half a group lie as
+registers (where those are fewer, one key after the other). A block is read in 4 streams, each a quarter of
+its keys: a place in it is (number in its stream, stream). Scores and weights of half a group lie as
 [place][query]; where values are bf16 and the answer need not be exact, weights as pairs of bf16 [pair of
 places][query][place of pair], every second 16 bytes unused.
 """
