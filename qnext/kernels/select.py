@@ -17,10 +17,15 @@ OPS = tuple(name for name in vars(Ops) if not name.startswith("_"))
 
 def packs(device: str) -> bool:
     """Whether networks run on packed weights on a device: on a CPU, unless QNEXT_KERNELS is "reference"."""
+    return device == "cpu" and not _plain()
+
+
+def _plain() -> bool:
+    """Whether QNEXT_KERNELS asks for the reference alone."""
     asked = os.environ.get("QNEXT_KERNELS") or "cpu"
     if asked not in ("cpu", "reference"):
         raise ValueError(f"QNEXT_KERNELS is {asked!r}: use cpu or reference, or unset it")
-    return device == "cpu" and asked == "cpu"
+    return asked == "reference"
 
 
 def backend_names(device: str) -> tuple[str, ...]:
@@ -30,8 +35,8 @@ def backend_names(device: str) -> tuple[str, ...]:
 
 @cache
 def backend(device: str) -> Ops:
-    """The ops for a device type ("cpu", "cuda") of a network that is not packed: of `training` where they are
-    for it, else of `reference`."""
+    """The ops for a device type ("cpu", "cuda") of a network that is not packed: of `training` or `cuda`
+    where they are for it, else of `reference`."""
     from . import reference
 
     found = {name: getattr(reference, name) for name in OPS}
@@ -39,4 +44,8 @@ def backend(device: str) -> Ops:
         from . import training
 
         found.update((name, getattr(training, name)) for name in training.__all__)
+    elif device == "cuda" and not _plain():
+        from . import cuda
+
+        found.update((name, getattr(cuda, name)) for name in cuda.__all__)
     return cast(Ops, SimpleNamespace(**found))

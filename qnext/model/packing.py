@@ -114,8 +114,8 @@ class Packing:
         """How drafts and replays lie in the caches; None where there are none."""
         if not any(self.drafts) and not any(self.replays):
             return None
-        assert self.slots is not None
-        device, slots = self.slots.device, self.slots.tolist()
+        assert self.arrays.slots is not None
+        device, slots = self.device, self.arrays.slots.tolist()
         total = self.total
         replayed: list[tuple[int, int]] = []
         drafted: list[tuple[int, int]] = []

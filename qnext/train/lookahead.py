@@ -9,13 +9,14 @@ Legend: T tokens of the row, D documents, L of one, H hidden, Q/G query and KV h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qnext.kernels.documents import by_group, documents
 from qnext.kernels.ops import Ops, Row
 from qnext.kernels.select import backend
 from qnext.model.layers import RoutingSink
@@ -32,26 +33,17 @@ def look_ahead(
 
     `hidden` [T, H] is the trunk's. At depth d the first d - 1 rows of each document mean nothing.
     """
-    device = batch.ids.device
-    ends = torch.tensor(batch.lengths, device=device).cumsum(0)
+    found = documents(batch.lengths, batch.ids.device)
+    places, last = found.places, found.bounds[1:] - 1
     next_ids = batch.ids.roll(-1)
     # a document's last token has no next one: itself, seen by no learned row, not a neighbour's first
-    next_ids[ends - 1] = batch.ids[ends - 1]
-    places = places_inside(torch.arange(len(batch.ids), device=device), batch.lengths)
-    past = _Past(backend(device.type))
+    next_ids[last] = batch.ids[last]
+    past = _Past(backend(batch.ids.device.type))
     for d in range(1, depth + 1):
         hidden = model.mtp_hidden(hidden, next_ids, packing, routing=routing, own=d > 1, ops=past.at(d))
         yield hidden
         # a row's next input is what the head gave one row before; at a beginning that is a neighbour's
         hidden = hidden.roll(1, 0) * (places >= d).unsqueeze(1)
-
-
-def places_inside(positions: Tensor, lengths: Sequence[int]) -> Tensor:
-    """How many tokens of their own document stand before these `positions` of the row."""
-    sizes = torch.tensor(lengths, device=positions.device)
-    ends = sizes.cumsum(0)
-    document = torch.searchsorted(ends, positions, right=True)
-    return positions - (ends - sizes)[document]
 
 
 class _Past:
@@ -88,15 +80,17 @@ class _Depth:
         kept[depth] = k_TGC, v_TGC
         if depth == 1:
             return self._past.ops.attention(q_TQC, k_TGC, v_TGC, row, cache, scale)
-        out = []
-        for start, length in zip(row.starts, row.lengths, strict=True):
-            part = slice(start, start + length)
-            k, v = (torch.cat([kept[d][i][part] for d in range(1, depth + 1)]) for i in range(2))
-            q, k, v = (x.transpose(0, 1)[None] for x in (q_TQC[part], k, v))
-            mask = visible(length, depth, q.device)
-            found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=True)
-            out.append(found[0].transpose(0, 1))
-        return torch.cat(out)
+        past = [kept[d][i] for i in range(2) for d in range(1, depth + 1)]
+
+        def attend(q: Tensor, *past: Tensor) -> Tensor:
+            k, v = (torch.cat(each, 1).transpose(1, 2) for each in (past[:depth], past[depth:]))
+            mask = visible(q.shape[1], depth, q.device)
+            found = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k, v, attn_mask=mask, scale=scale, enable_gqa=True
+            )
+            return found.transpose(1, 2)
+
+        return by_group((q_TQC, *past), documents(row.lengths, q_TQC.device), attend)
 
 
 def visible(length: int, depth: int, device: torch.device) -> Tensor:

@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qnext.kernels.documents import documents
 from qnext.kernels.select import backend
 from qnext.model.layers import Routing
 from qnext.model.packing import Packing
 from qnext.model.qwen3_next import Qwen3Next
 
 from .batch import Batch
-from .lookahead import look_ahead, places_inside
+from .lookahead import look_ahead
 
-ROWS_PER_CHUNK = 512
+ROWS_PER_CHUNK = 512  # of logits at once on a CPU: they stay in its cache
+LOGITS_PER_CHUNK = 2**26  # numbers, elsewhere: launches should be large
 
 
 class _Seen:
@@ -37,21 +39,24 @@ class _Seen:
 
 @dataclass
 class Tally:
-    """Sums over the batches seen since the last report; `means` turns them into metrics."""
+    """Sums over the batches seen since the last report; `means` turns them into metrics.
+
+    They stay tensors on the device until then: nothing waits for it in the middle of a step.
+    """
 
     tokens: int = 0
     seconds: float = 0.0  # left to the trainer
-    weight: float = 0.0  # of next-token rows
-    nll: float = 0.0
-    z: float = 0.0  # the unweighted z-loss
+    weight: float | Tensor = 0.0  # of next-token rows
+    nll: float | Tensor = 0.0
+    z: float | Tensor = 0.0  # the unweighted z-loss
     # By depth of the MTP head [D, 4]: weight of its rows, their nll, their number, and how often the drafted
     # top token is the model's own.
-    heads: Tensor = field(default_factory=lambda: torch.zeros(1, 4, dtype=torch.float64))
+    heads: Tensor = field(default_factory=lambda: torch.zeros(()))
     batches: int = 0
     steps: int = 0  # left to the trainer
-    router: float = 0.0  # the unweighted balance loss
-    busiest: float = 0.0  # load of the busiest expert of any layer, over the fair load
-    loads: Tensor = field(default_factory=lambda: torch.zeros(1, 1))  # tokens of each expert [L, E]
+    router: float | Tensor = 0.0  # the unweighted balance loss
+    busiest: float | Tensor = 0.0  # load of the busiest expert of any layer, over the fair load
+    loads: Tensor = field(default_factory=lambda: torch.zeros(()))  # tokens of each expert [L, E]
 
     def add(self, other: "Tally") -> None:
         for each in fields(self):
@@ -67,18 +72,21 @@ class Tally:
 
     def means(self) -> dict[str, float]:
         """Metrics in nats per token; a part the model does not have is left out."""
-        metrics = {"nll": self.nll / max(self.weight, 1e-9)}
-        if self.z:
-            metrics["z"] = self.z / max(self.weight, 1e-9)
-        for depth, (weight, nll, rows, accepted) in enumerate(self.heads.tolist(), 1):
+        weight = max(float(self.weight), 1e-9)
+        metrics = {"nll": float(self.nll) / weight}
+        if z := float(self.z):
+            metrics["z"] = z / weight
+        for depth, (weight, nll, rows, accepted) in enumerate(
+            self.heads.tolist() if self.heads.ndim else (), 1
+        ):
             if rows:
                 ending = f"_{depth}" if depth > 1 else ""
                 metrics["mtp_nll" + ending] = nll / weight
                 metrics["mtp_acceptance" + ending] = accepted / rows
-        if self.router:
-            metrics["router"] = self.router / max(self.steps, 1)
-            metrics["busiest_expert"] = self.busiest / self.batches
-        for layer, evenness in enumerate(load_entropy(self.loads) if self.loads.shape[1] > 1 else ()):
+        if router := float(self.router):
+            metrics["router"] = router / max(self.steps, 1)
+            metrics["busiest_expert"] = float(self.busiest) / self.batches
+        for layer, evenness in enumerate(load_entropy(self.loads) if self.loads.ndim else ()):
             metrics[f"load_entropy_{layer}"] = evenness
         return metrics
 
@@ -110,40 +118,46 @@ def total(
     step, so that accumulated micro-steps equal one long row. Weight 0 leaves a part out; `mtp_weight` is that
     of the mean over `mtp_depth` uses of the head.
     """
+    # Positions of the tokens to predict, and of those to draft: found first, as their number is waited for.
+    learned = batch.weights.nonzero().flatten()
+    drafts = model.config.mtp_layers and mtp_weight
+    places = documents(batch.lengths, batch.ids.device).places[learned] if drafts else learned
+    drafted = [learned[places > depth] for depth in range(1, mtp_depth + 1)] if drafts else []
+
     packing = Packing.of(batch.lengths, device=batch.ids.device)
     seen = _Seen()
     hidden = model(batch.ids, packing, routing=seen)
     head = (model.lm_head or model.embed_tokens).weight
-    tally = Tally(tokens=len(batch.ids), batches=1)
-
-    learned = batch.weights.nonzero().flatten()  # positions of the tokens to predict
     weights = batch.weights[learned]
-    nll, z, top = cross_entropy(hidden[learned - 1], head, batch.ids[learned], weights, z_weight)
+    nll, z, top = cross_entropy(
+        hidden.index_select(0, learned - 1), head, batch.ids[learned], weights, z_weight
+    )
     loss = (nll + z_weight * z) / denominator
-    tally.weight, tally.nll = float(weights.sum()), float(nll.detach())
-    tally.z = float(z.detach()) if z_weight else 0.0
+    tally = Tally(len(batch.ids), weight=weights.double().sum(), nll=nll.detach().double(), batches=1)
+    tally.z = z.detach().double()
 
-    if model.config.mtp_layers and mtp_weight:
+    if drafted:
         own_top = torch.empty_like(batch.ids).index_put((learned,), top)
-        tally.heads = torch.zeros(mtp_depth, 4, dtype=torch.float64)
-        places = places_inside(learned, batch.lengths)
         looks = look_ahead(model, hidden, batch, packing, seen, mtp_depth)
-        for depth, ahead in enumerate(looks, 1):
-            drafted = learned[places > depth]
-            weights = batch.weights[drafted]
-            nll, _, draft_top = cross_entropy(ahead[drafted - 2], head, batch.ids[drafted], weights)
+        heads = []
+        for ahead, tokens in zip(looks, drafted, strict=True):
+            weights = batch.weights[tokens]
+            nll, _, draft_top = cross_entropy(
+                ahead.index_select(0, tokens - 2), head, batch.ids[tokens], weights
+            )
             loss = loss + mtp_weight / mtp_depth * nll / denominator
-            right = int((own_top[drafted] == draft_top).sum())
-            found = (float(weights.sum()), float(nll.detach()), len(drafted), right)
-            tally.heads[depth - 1] = torch.tensor(found)
+            right = (own_top[tokens] == draft_top).sum()
+            count = torch.full_like(right, len(tokens))
+            heads.append(torch.stack([each.detach().double() for each in (weights.sum(), nll, count, right)]))
+        tally.heads = torch.stack(heads)
 
     if (routing := seen.all) and router_weight:
         counts = choice_counts(routing)
-        tally.loads = counts.cpu()
-        counts = share.counts(counts) if share else counts
+        tally.loads = counts
+        counts = share.counts(counts.clone()) if share else counts
         balance = router_loss(routing, counts, share.tokens if share else len(batch.ids))
         loss = loss + router_weight * balance
-        tally.router, tally.busiest = float(balance.detach()), busiest_expert(counts)
+        tally.router, tally.busiest = balance.detach(), busiest_expert(counts)
     return loss, tally
 
 
@@ -190,12 +204,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         matrix, ops = head.to(dtype), backend(device)
         learns = any(ctx.needs_input_grad[:2])
+        chunk = _chunk(head)
         loss, z = (hidden.new_zeros((), dtype=torch.float32) for _ in range(2))
         top = torch.empty_like(targets)
         hidden_grad = torch.empty_like(hidden) if learns else None
         head_grad = torch.zeros_like(head) if learns else None
-        for start in range(0, len(targets), ROWS_PER_CHUNK):
-            rows = slice(start, start + ROWS_PER_CHUNK)
+        for start in range(0, len(targets), chunk):
+            rows = slice(start, start + chunk)
             x, weight = hidden[rows].to(dtype), weights[rows].float()
             slope = x @ matrix.T
             losses, squares, top[rows] = ops.cross_entropy(slope, targets[rows], weight, z_weight)
@@ -218,6 +233,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return hidden_grad * scale.to(hidden_grad.dtype), head_grad * scale, None, None, None
 
 
+def _chunk(head: Tensor) -> int:
+    """Rows of logits to make at once."""
+    if head.device.type == "cpu":
+        return ROWS_PER_CHUNK
+    return max(ROWS_PER_CHUNK, LOGITS_PER_CHUNK // len(head))
+
+
 def router_loss(routing: Routing, counts: Tensor, tokens: int) -> Tensor:
     """Mean over layers of E * sum_e f_e * P_e: 1.0 when tokens spread evenly, E / k when k experts take all.
 
@@ -235,13 +257,17 @@ def router_loss(routing: Routing, counts: Tensor, tokens: int) -> Tensor:
 
 def choice_counts(routing: Routing) -> Tensor:
     """How many tokens chose each expert, by layer [L, E] fp32."""
-    counts = [torch.bincount(chosen.flatten(), minlength=probs.shape[1]) for probs, chosen in routing]
-    return torch.stack(counts).float()
+    counts = []
+    for probs, chosen in routing:  # not bincount: on CUDA it waits
+        picks = chosen.flatten()
+        ones = torch.ones_like(picks, dtype=torch.float32)
+        counts.append(ones.new_zeros(probs.shape[1]).scatter_add_(0, picks, ones))
+    return torch.stack(counts)
 
 
-def busiest_expert(counts: Tensor) -> float:
+def busiest_expert(counts: Tensor) -> Tensor:
     """The largest load of any expert in any layer, over the load of an even spread."""
-    return float((counts.max(1).values / counts.mean(1)).max())
+    return (counts.max(1).values / counts.mean(1)).max()
 
 
 def load_entropy(counts: Tensor) -> list[float]:

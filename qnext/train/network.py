@@ -4,6 +4,8 @@ The trainer builds it once. Invariant: vocabulary, token ids and lengths agree w
 it is refused in the recipe's own words.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -62,6 +64,12 @@ def check_length(recipe: Recipe, config: ModelConfig) -> None:
             )
 
 
+def check_device(recipe: Recipe) -> None:
+    """Raises ValueError where the recipe's device is not there."""
+    if recipe.device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {recipe.device!r}, but torch finds no CUDA device here: set device=cpu")
+
+
 def recompute_layers(model: Qwen3Next) -> None:
     """Have the trunk's layers keep their inputs alone, and compute again what the backward needs: activation
     checkpointing. Memory for activations falls to that of one layer, a step takes about a third longer."""
@@ -75,3 +83,16 @@ def autocast(recipe: Recipe) -> torch.autocast:
     kind = recipe.device.split(":")[0]
     half = recipe.dtype == "bfloat16" and product_dtype(kind) == torch.bfloat16
     return torch.autocast(kind, torch.bfloat16, enabled=half)
+
+
+@contextlib.contextmanager
+def quick_products(recipe: Recipe) -> Iterator[None]:
+    """Beside products in bfloat16 those that stay in float32 (the delta rule's) need no more than TF32 has,
+    on devices that have it."""
+    before = torch.get_float32_matmul_precision()
+    if recipe.dtype == "bfloat16" and recipe.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -99,8 +99,8 @@ class Optimizer:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         norm = self._mesh.norm(gradients)
         scale = torch.clamp(self.settings.clip / (norm + 1e-6), max=1.0)
-        for gradient in gradients:
-            local(gradient).mul_(scale)
+        if gradients:
+            torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
         self.steps += 1
         self._muon(self.settings.muon_lr * lr_scale)
         self._adamw(self.settings.adamw_lr * lr_scale)
@@ -113,14 +113,16 @@ class Optimizer:
 
         Where a matrix is cut over processes, each makes the whole update and takes its own rows.
         """
+        learning = [matrix for matrix in self._matrices if matrix.parameter.grad is not None]
+        if not learning:
+            return
+        gradients = [local(grad) for matrix in learning if (grad := matrix.parameter.grad) is not None]
+        momenta = [matrix.momentum for matrix in learning]
+        torch._foreach_lerp_(momenta, gradients, 1 - self.settings.momentum)
+        nesterov = torch._foreach_lerp(gradients, momenta, self.settings.momentum)
         groups: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         cut: list[tuple[_Matrix, Tensor]] = []
-        for matrix in self._matrices:
-            if matrix.parameter.grad is None:
-                continue
-            gradient = local(matrix.parameter.grad)
-            matrix.momentum.lerp_(gradient, 1 - self.settings.momentum)
-            update = gradient.lerp(matrix.momentum, self.settings.momentum)  # Nesterov
+        for matrix, update in zip(learning, nesterov, strict=True):
             weight = local(matrix.parameter)
             if matrix.is_cut:
                 update = joined(update, matrix.parameter)
@@ -130,28 +132,33 @@ class Optimizer:
                 groups.setdefault((part.shape[1], part.shape[2]), []).append((target, part))
         decay = 1 - lr * self.settings.weight_decay
         for (rows, columns), members in groups.items():
-            updates = orthogonalise(torch.cat([part for _, part in members]))
+            weights = [weight for weight, _ in members]
+            updates = orthogonalise(torch.cat([part for _, part in members])).to(weights[0].dtype)
             scale = lr * max(1.0, rows / columns) ** 0.5
-            for (weight, _), update in zip(
-                members, updates.split([len(part) for _, part in members]), strict=True
-            ):
-                weight.mul_(decay).sub_(update.to(weight.dtype), alpha=scale)
+            torch._foreach_mul_(weights, decay)
+            torch._foreach_sub_(weights, updates.split([len(weight) for weight in weights]), alpha=scale)
         for matrix, change in cut:
             local(matrix.parameter).mul_(decay).add_(own(change, matrix.parameter))
 
     def _adamw(self, lr: float) -> None:
         beta1, beta2 = self.settings.betas
-        for name, parameter in self._others.items():
-            if parameter.grad is None:
+        for decayed in (True, False):
+            learning = [
+                (local(parameter), local(parameter.grad), *self._moments[name])
+                for name, parameter in self._others.items()
+                if parameter.grad is not None and is_decayed(name) == decayed
+            ]
+            if not learning:
                 continue
-            gradient, weight = local(parameter.grad), local(parameter)
-            mean, square = self._moments[name]
-            mean.lerp_(gradient, 1 - beta1)
-            square.lerp_(gradient.square(), 1 - beta2)
-            if is_decayed(name):
-                weight.mul_(1 - lr * self.settings.weight_decay)
-            denominator = (square / (1 - beta2**self.steps)).sqrt_().add_(_EPS)
-            weight.addcdiv_(mean, denominator, value=-lr / (1 - beta1**self.steps))
+            weights, gradients, means, squares = (list(each) for each in zip(*learning, strict=True))
+            torch._foreach_lerp_(means, gradients, 1 - beta1)
+            torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - beta2)
+            if decayed:
+                torch._foreach_mul_(weights, 1 - lr * self.settings.weight_decay)
+            denominators = torch._foreach_div(squares, 1 - beta2**self.steps)
+            torch._foreach_sqrt_(denominators)
+            torch._foreach_add_(denominators, _EPS)
+            torch._foreach_addcdiv_(weights, means, denominators, value=-lr / (1 - beta1**self.steps))
 
     def state_dict(self) -> dict[str, Any]:
         """Whole tensors by name; on a mesh every process must call this."""

@@ -26,7 +26,7 @@ from . import checkpoint
 from .card import write_card
 from .mesh import Mesh, MeshSettings, Snapshot
 from .metrics import Metrics, MetricsFile
-from .network import build_model, check_length, recompute_layers
+from .network import build_model, check_device, check_length, quick_products, recompute_layers
 from .optim import Optimizer
 from .recipe import Recipe
 from .reinforcement import Reinforcement
@@ -51,6 +51,7 @@ def train(
     lost.
     """
     recipe = Recipe.load(recipe_path, overrides)
+    check_device(recipe)
     with lost_processes(recipe), Mesh.open(recipe.mesh, recipe.device) as mesh:
         trainer = Trainer(recipe, mesh, actor)
         if console is None or not mesh.leads:
@@ -93,7 +94,12 @@ class Trainer:
     def run(self, progress: Callable[[int, Metrics], None] | None = None) -> Path | None:
         """Train to the last step and export; SIGINT and SIGTERM save and return None instead."""
         recipe, saved = self.recipe, time.monotonic()
-        with contextlib.closing(self.stage), _flushed_denormals(), _stop_request() as stop:
+        with (
+            contextlib.closing(self.stage),
+            _flushed_denormals(),
+            quick_products(recipe),
+            _stop_request() as stop,
+        ):
             while self.step < recipe.schedule.steps:
                 norm = self._train_step()
                 ended = self.step == recipe.schedule.steps

@@ -32,12 +32,12 @@ LENGTHS = (1, 2, 3, 5, 8, 17, 33, 63, 64, 65, 66, 90, 128, 129, 150, 200, 4, 30,
 
 
 @torch.inference_mode()
-def continuation(tokens: tuple[int, ...], count: int) -> tuple[int, ...] | None:
+def continuation(tokens: tuple[int, ...], count: int, model: Qwen3Next = MODEL) -> tuple[int, ...] | None:
     """Greedy tokens by a forward over the whole text, without any cache; None where two scores are so close
     that rounding could decide between them."""
     text = list(tokens)
     for _ in range(count):
-        best = MODEL.logits(MODEL(torch.tensor(text))[-1]).topk(2)
+        best = model.logits(model(torch.tensor(text, device=model.device))[-1]).topk(2)
         if best.values[0] - best.values[1] < 1e-3 * best.values[0].abs():
             return None
         text.append(int(best.indices[0]))

@@ -12,7 +12,7 @@ from qnext.model.qwen3_next import Qwen3Next
 from qnext.model.state import State
 from qnext.train import loss
 from qnext.train.batch import Batch
-from qnext.train.lookahead import look_ahead, places_inside, visible
+from qnext.train.lookahead import look_ahead, visible
 from qnext.train.network import recompute_layers
 
 from .toy import toy_batch, toy_model
@@ -82,12 +82,6 @@ def test_gradients_reach_the_trunk_through_every_depth() -> None:
         (gradient,) = torch.autograd.grad(ahead[20].sum(), hidden, retain_graph=True)
         rows = gradient.abs().sum(1).nonzero().flatten().tolist()
         assert rows == list(range(21 - d)), d  # the trunk's states up to the first draft, and none after
-
-
-def test_places_inside() -> None:
-    lengths = (3, 1, 2, 4)
-    wanted = [t for n in lengths for t in range(n)]
-    assert places_inside(torch.arange(10), lengths).tolist() == wanted
 
 
 def test_visible_by_its_definition() -> None:

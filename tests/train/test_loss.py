@@ -163,7 +163,7 @@ def test_router_loss_at_balance_and_at_collapse() -> None:
     collapsed = torch.tensor([[0.5, 0.5, 0, 0]]).expand(8, 4), torch.tensor([[0, 1]]).expand(8, 2)
     assert float(balance([collapsed])) == pytest.approx(2.0)  # E / k
     counts = loss.choice_counts([even, collapsed])
-    assert loss.busiest_expert(counts) == pytest.approx(2.0)
+    assert float(loss.busiest_expert(counts)) == pytest.approx(2.0)
     assert loss.load_entropy(counts) == pytest.approx([1.0, 0.5])
 
 

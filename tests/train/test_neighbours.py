@@ -52,7 +52,7 @@ def test_a_changed_neighbour_moves_neither_loss_nor_gradient(observed: int) -> N
     other_tally, other = learn(model, row(observed, seed=77))
     assert tally.nll > 0 and (tally.heads[:, 1] > 0).all()
     # experts multiply other blocks of rows: sums may be rounded differently, and no more than that
-    assert other_tally.nll == pytest.approx(tally.nll, rel=1e-5)
+    assert float(other_tally.nll) == pytest.approx(float(tally.nll), rel=1e-5)
     torch.testing.assert_close(other_tally.heads[:, 1], tally.heads[:, 1], rtol=1e-5, atol=0)
     for name, gradient in gradients.items():
         assert (other[name] - gradient).abs().max() <= 1e-4 * gradient.abs().max(), name

@@ -244,6 +244,20 @@ def test_train_reads_a_file_and_shows_progress(recipe: Recipe, tmp_path: Path) -
     assert trainer.train(path, ["schedule.steps=3"]) == result
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
+def test_a_device_that_is_not_there_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "toy.toml"
+    path.write_text(
+        f'name = "toy"\noutput = "{tmp_path / "out"}"\ntokenizer = "{recipe.tokenizer}"\ndevice = "cuda"\n'
+        '[model]\nhidden_size = 8\n[schedule]\nsteps = 9\n[[data.parts]]\nkind = "chat"\nweight = 1\n'
+    )
+    with pytest.raises(
+        ValueError, match=r"device is 'cuda', but torch finds no CUDA device here: set device=cpu"
+    ):
+        trainer.train(path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_rows_longer_than_the_network_reads_are_refused(recipe: Recipe) -> None:
     short = replace(recipe, model={**TABLE, "max_position_embeddings": 512})
     with pytest.raises(ValueError, match=r"data\.max_length is 1024, the network has 512 positions"):

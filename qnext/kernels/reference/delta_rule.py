@@ -10,7 +10,7 @@ Legend: T tokens, N sequences, M chunks of L tokens, K/V key and value heads, C/
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def gated_delta_rule(
             extended, lengths = _replay(inputs, window, cache), window.lengths
             _remember(inputs, window, cache)
             inputs = extended
-        q, k = _unit(inputs[0]), _unit(inputs[1])
+        q, k = unit(inputs[0]), unit(inputs[1])
         inputs = (q * q.shape[-1] ** -0.5, k, inputs[2].float(), *inputs[3:])
         out = _all_forms(inputs, lengths, row, None if cache is None else cache.state)
         return out if window is None else out.index_select(0, window.own)
@@ -91,10 +91,11 @@ def _all_forms(inputs: Inputs, lengths: tuple[int, ...], row: Row, state: Tensor
     return out
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """x of length 1 in its last dimension, in fp32."""
     x = x.float()
-    unit: Tensor = x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-6)
-    return unit
+    normed: Tensor = x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + 1e-6)
+    return normed
 
 
 def _run(
@@ -185,17 +186,9 @@ def delta_chunk(
     index_ML, counts = _chunk_index(lengths, order, chunk, cuts)
     index_ML = index_ML.to(q_TKC.device)
     q, k, v, g, beta = (
-        _gather(x, index_ML) for x in (q_TKC, k_TKC, v_TVU, g_TV, beta_TV)
+        gather(x, index_ML) for x in (q_TKC, k_TKC, v_TVU, g_TV, beta_TV)
     )  # [M, heads, L, ...]
-    repeat = v.shape[1] // q.shape[1]
-    grown, between = _decays(g)
-    scores = (q @ k.mT).repeat_interleave(repeat, 1) * between
-    system = (k @ k.mT).repeat_interleave(repeat, 1) * between * beta.unsqueeze(-1)
-    solve: Tensor = UnitLowerInverse.apply(system.tril(-1))  # type: ignore[no-untyped-call]
-    q, k = q.repeat_interleave(repeat, 1), k.repeat_interleave(repeat, 1)
-    values = solve @ (v * beta.unsqueeze(-1))
-    reads = solve @ (k * (beta.unsqueeze(-1) * grown))
-    q = q * grown
+    q, k, grown, between, scores, values, reads = within(q, k, v, g, beta)
     if kept is None or kept == lengths:
         k, left = k * between[..., -1, :].unsqueeze(-1), grown[..., -1:, :]
     else:  # a chunk's last kept token, not its last, is where the state goes on
@@ -220,6 +213,34 @@ def delta_chunk(
     places = index_ML.flatten()
     real = (places < v_TVU.shape[0]).nonzero()[:, 0]
     return _restore(out.index_select(0, real), places[real]), torch.cat(finished[::-1]), saved
+
+
+class Within(NamedTuple):
+    """What chunks do by themselves: queries [M, V, L, C] grown as the state at each token has, keys, what is
+    left of a state and of earlier tokens (see `_decays`), scores of earlier tokens [M, V, L, L], and the
+    tokens' values [M, V, L, U] as far as no state is known, less what they read of it by `reads`
+    [M, V, L, C]."""
+
+    q: Tensor
+    k: Tensor
+    grown: Tensor
+    between: Tensor
+    scores: Tensor
+    values: Tensor
+    reads: Tensor
+
+
+def within(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Within:
+    """Solves the updates inside of each chunk: q, k [M, K, L, C], v [M, V, L, U], g, beta [M, V, L]."""
+    repeat = v.shape[1] // q.shape[1]
+    grown, between = _decays(g)
+    scores = (q @ k.mT).repeat_interleave(repeat, 1) * between
+    system = (k @ k.mT).repeat_interleave(repeat, 1) * between * beta.unsqueeze(-1)
+    solve: Tensor = UnitLowerInverse.apply(system.tril(-1))  # type: ignore[no-untyped-call]
+    q, k = q.repeat_interleave(repeat, 1), k.repeat_interleave(repeat, 1)
+    values = solve @ (v * beta.unsqueeze(-1))
+    reads = solve @ (k * (beta.unsqueeze(-1) * grown))
+    return Within(q * grown, k, grown, between, scores, values, reads)
 
 
 def _decays(g_MVL: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,7 +303,7 @@ def _ends(
     return torch.tensor(ends)
 
 
-def _gather(x: Tensor, index_ML: Tensor) -> Tensor:
+def gather(x: Tensor, index_ML: Tensor) -> Tensor:
     """[T, heads, ...] -> [M, heads, L, ...]; past a sequence's end zeros, which change no state."""
     padded = torch.cat((x, x.new_zeros(1, *x.shape[1:])))
     picked: Tensor = padded.index_select(0, index_ML.flatten()).unflatten(0, index_ML.shape)

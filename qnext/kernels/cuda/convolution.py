@@ -1,0 +1,22 @@
+"""The short causal convolution over a whole row: a shifted copy a tap, empty where a document begins."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import reference
+from ..documents import documents
+from ..ops import Row
+
+
+def causal_conv(x_TC: Tensor, weight_CW: Tensor, row: Row, state_SCW: Tensor | None) -> Tensor:
+    """See `Ops.causal_conv`."""
+    if state_SCW is not None:
+        return reference.causal_conv(x_TC, weight_CW, row, state_SCW)
+    places_T1 = documents(row.lengths, x_TC.device).places.unsqueeze(1)
+    *earlier, newest = weight_CW.float().unbind(1)
+    total = x_TC.float() * newest
+    for back, weight in enumerate(reversed(earlier), 1):
+        total = total + x_TC.roll(back, 0) * (weight * (places_T1 >= back))
+    return F.silu(total).to(x_TC.dtype)
