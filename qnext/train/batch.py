@@ -39,3 +39,7 @@ class Source(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to the place a `state_dict` was taken."""
         ...
+
+    def close(self) -> None:
+        """Ends the processes that work for it, if it has any; no batch may be asked for afterwards."""
+        ...

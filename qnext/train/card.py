@@ -69,12 +69,19 @@ def _architecture(model: Qwen3Next) -> str:
     )
 
 
+def _devices(recipe: Recipe) -> str:
+    """What a run has had for itself."""
+    if recipe.device == "cpu":
+        return f"{recipe.threads * recipe.mesh.size} cpu thread(s)"
+    return f"{recipe.mesh.size} GPU(s)"
+
+
 def _training(recipe: Recipe, metrics: dict[str, float], heldout: float | None) -> str:
     started = f"from the checkpoint `{recipe.init.name}`" if recipe.init else "from random weights"
     started += " (grown first)" if recipe.grow else ""
     lines = [
         f"- {recipe.schedule.steps} steps {started}, {metrics['tokens'] / 1e6:.2f} M tokens, "
-        f"{metrics['seconds'] / 60:.0f} minutes on {recipe.threads} {recipe.device} thread(s)",
+        f"{metrics['seconds'] / 60:.0f} minutes on {_devices(recipe)}",
         f"- learning rates: Muon {recipe.optim.muon_lr:g} for matrices, AdamW {recipe.optim.adamw_lr:g} else",
     ]
     if recipe.blend:

@@ -12,6 +12,9 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qnext.text.chat import Chat
 from qnext.text.messages import Message, Tool
 from qnext.text.tokenizer import Tokenizer
@@ -23,10 +26,13 @@ TEMPLATES = Path(__file__).parents[1] / "text" / "templates"
 
 @dataclass(frozen=True)
 class Example:
-    """One document: its ids and, for each, the loss weight of predicting it (the first is always 0)."""
+    """One document: its ids and, for each, the loss weight of predicting it (the first is always 0).
 
-    ids: list[int]
-    weights: list[float]
+    Lists where it was made, int32 and float32 arrays where it came from another process.
+    """
+
+    ids: Sequence[int] | NDArray[np.int32]
+    weights: Sequence[float] | NDArray[np.float32]
     cuttable: bool = False  # plain text, which may end anywhere
 
 

@@ -204,6 +204,8 @@ class Recipe:
                 raise ValueError(
                     f"{table}.parts: [rl] asks what a checker can judge: give parts of kind 'chat'"
                 )
+            if spec.workers:
+                raise ValueError(f"{table}.workers: [rl] makes its few questions itself: leave it out")
             if rl.max_tokens >= spec.max_length:
                 raise ValueError(
                     f"rl.max_tokens is {rl.max_tokens}, {table}.max_length {spec.max_length}: a question "

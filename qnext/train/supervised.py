@@ -6,6 +6,7 @@ reads all rows and learns from its own, so that the data's place is the same on 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -39,8 +40,10 @@ class Supervised:
         self.source = open_source(recipe.data, recipe.tokenizer, recipe.seed)
         self.heldout: list[Batch] = []
         if recipe.heldout:
-            source = open_source(recipe.heldout.data, recipe.tokenizer, recipe.seed)
-            self.heldout = [self._on_device(source.next()) for _ in range(recipe.heldout.batches)]
+            with contextlib.closing(
+                open_source(recipe.heldout.data, recipe.tokenizer, recipe.seed)
+            ) as source:
+                self.heldout = [self._on_device(source.next()) for _ in range(recipe.heldout.batches)]
         self.tokens = 0
         self._tally = loss.Tally()
 
@@ -95,7 +98,7 @@ class Supervised:
         self.tokens = state["tokens"]
 
     def close(self) -> None:
-        """Nothing runs beside it."""
+        self.source.close()
 
     def _counts(
         self, batches: list[Batch], total: Callable[..., tuple[Tensor, loss.Tally]]

@@ -115,6 +115,10 @@ def test_nonsense_in_a_part_is_refused(cls: Any, fields: dict[str, Any], message
             {"data": DataSpec((Part("chat", 1.0),), max_length=256)},
             r"rl\.max_tokens is 256, data\.max_length 256",
         ),
+        (
+            {"data": DataSpec((Part("chat", 1.0),), workers=2)},
+            r"data\.workers: \[rl\] makes its few questions itself",
+        ),
         ({"loss": LossSettings(z=1e-3)}, r"\[loss\] is for texts to predict: leave it out"),
         ({"mesh": MeshSettings(shard=2)}, r"\[rl\] learns in one process"),
         ({"schedule": Schedule(3, accumulate=2)}, r"leave out mesh and schedule\.accumulate"),

@@ -73,3 +73,6 @@ class ToySource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count = state["count"]
+
+    def close(self) -> None:
+        pass
