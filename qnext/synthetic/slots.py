@@ -78,9 +78,9 @@ def fill(
     return _SLOT.sub(replacement, template)
 
 
-def pick(rng: Random, entries: Sequence[str], heldout: bool = False) -> str:
-    """One entry of the training or held-out share."""
-    return rng.choice(share(entries, heldout))
+def pick(rng: Random, entries: Sequence[str], heldout: bool = False, trained: Sequence[str] = ()) -> str:
+    """One entry of the training or held-out share; those of `trained` are for training alone."""
+    return rng.choice(share(entries, heldout) if heldout else (*share(entries, heldout), *trained))
 
 
 # How a deed ("tell me the time") is asked for, besides bare.

@@ -47,7 +47,7 @@ def make(rng: Random, setting: Setting) -> Dialogue:
     if luck < 0.08 and "bare" in schema:
         return _missing(rng, schema, setting)
     if luck < 0.13 and len(schema["parameters"]) == 1:
-        return _parallel(rng, schema, setting)
+        return parallel(rng, schema, setting)
     if luck < 0.2 and "result" in schema:
         return _again(rng, schema, setting)
     if luck < 0.6 or "result" not in schema:
@@ -146,7 +146,8 @@ def utterance(rng: Random, schema: Schema, setting: Setting) -> tuple[str, dict[
         template = pick(rng, schema["more" if full else "do"], setting.heldout)
         text = request(rng, fill(rng, template, arguments))
     else:
-        text = vary(rng, first_upper(fill(rng, pick(rng, schema["ask"], setting.heldout), arguments)))
+        template = pick(rng, schema["ask"], setting.heldout, schema.get("told", ()))
+        text = vary(rng, first_upper(fill(rng, template, arguments)))
     if not full:
         arguments = {n: v for n, v in arguments.items() if "?" not in schema["parameters"][n]}
     return text, _as_typed(text, arguments)
@@ -199,9 +200,8 @@ def _argument(rng: Random, slot: str, before: dict[str, str], setting: Setting) 
         pairs = [pair.split("|") for pair in words("unit_pair")]
         wanted = [pair for pair in pairs if pair[0] == before.get("from_unit")] or pairs
         return rng.choice(wanted)[slot == "unit_to"]
-    tried = [draw_open(rng, slot, setting.heldout) for _ in range(8)]
-    # A split may leave a slot a single word: then two arguments share it.
-    return next((value for value in tried if value not in before.values()), tried[0])
+    tried = [draw_open(rng, slot, setting.heldout, setting.stories) for _ in range(8)]
+    return next((value for value in tried if value not in before.values()), tried[0])  # a split may leave one
 
 
 def _again(rng: Random, schema: Schema, setting: Setting) -> Dialogue:
@@ -234,7 +234,7 @@ def _missing(rng: Random, schema: Schema, setting: Setting) -> Dialogue:
     if rng.random() < 0.5 or len(schema["parameters"]) > 1:
         return Dialogue(turns, tools, checkable=True)
     ((name, kind),) = schema["parameters"].items()
-    value = draw_open(rng, kind.split()[1], setting.heldout)
+    value = draw_open(rng, kind.split()[1], setting.heldout, setting.stories)
     reply = rng.choice(("{}", "{}.", "{}, please.", "In this case {}.", "I mean {}.", "Take {}.")).format(
         value
     )
@@ -243,11 +243,11 @@ def _missing(rng: Random, schema: Schema, setting: Setting) -> Dialogue:
     return Dialogue((*turns, user(reply), call), tools, checkable=True)
 
 
-def _parallel(rng: Random, schema: Schema, setting: Setting) -> Dialogue:
+def parallel(rng: Random, schema: Schema, setting: Setting) -> Dialogue:
     """The same question about two things: two calls."""
     ((name, kind),) = schema["parameters"].items()
     slot = kind.split()[1]
-    first = draw_open(rng, slot, setting.heldout)
+    first = draw_open(rng, slot, setting.heldout, setting.stories)
     second = _argument(rng, slot, {name: first}, setting)
     template = pick(rng, schema["do"], setting.heldout)
     question = request(rng, fill(rng, template, {name: f"{first} and {second}"}))

@@ -6,7 +6,7 @@ import json
 from random import Random
 
 from qnext.synthetic import copying
-from qnext.synthetic.coinage import borrowed, common
+from qnext.synthetic.coinage import borrowed, common, said
 from qnext.synthetic.dialogue import Setting
 from qnext.synthetic.slots import table, words
 
@@ -19,13 +19,27 @@ def test_a_list_holds_what_was_said_in_order() -> None:
         dialogue = copying.as_list(Random(seed), Setting())
         question, answer = (message.content for message in dialogue.messages)
         values = json.loads(answer)
-        assert 4 <= len(values) <= 20
+        assert 4 <= len(values) <= 28
         at = 0
         for value in values:
             at = question.index(value, at) + len(value)
         seen |= {value.lower() for value in values}
     assert {"silver", "garden"} <= set(common()) and "silver" not in borrowed()
     assert seen & (set(common()) - set(borrowed()))
+
+
+def test_what_stories_say_is_copied_unless_it_holds_what_is_kept_back() -> None:
+    stories = ("Then she found a silver box, but the old dragon was asleep.", "They met at noon.")
+    runs = {said(Random(seed), stories) for seed in SEEDS}
+    assert any("dragon" in run for run in runs)
+    assert not any("silver" in run or "noon" in run for run in runs)
+    assert said(Random(0), ()) == ""
+
+
+def test_two_values_are_two_calls() -> None:
+    for seed in SEEDS:
+        calls = copying.twice(Random(seed), Setting()).messages[-1].tool_calls
+        assert len(calls) == 2 and calls[0].name == calls[1].name
 
 
 def test_a_call_holds_many_arguments_and_none_that_is_kept_back() -> None:
