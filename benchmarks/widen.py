@@ -45,8 +45,8 @@ REAL: dict[str, Any] = {
 OUTPUTS = ("o_proj.weight", "out_proj.weight", "down_proj.weight")  # what a layer adds to the stream
 COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 # The axes of a tensor: H hidden, G key-value heads of width D, S queries for each, K and V linear key and
-# value heads of widths C and U, R value heads a key head, E experts, I their width and F that of a dense
-# half, N words, T taps.
+# value heads of widths C and U, R value heads a key head, E experts, I their width, J the shared one's and
+# F that of a dense half, N words, T taps.
 AXES = {
     "embed_tokens": "NH",
     "lm_head": "NH",
@@ -76,7 +76,12 @@ def sizes(config: ModelConfig) -> Sizes:
         **{"G": groups, "S": queries // groups, "D": config.head_dim},
         **{"K": keys, "V": values, "R": values // keys},
         **{"C": config.linear_key_head_dim, "U": config.linear_value_head_dim, "E": config.num_experts},
-        **{"I": config.moe_intermediate_size, "N": config.vocab_size, "T": config.linear_conv_kernel_dim},
+        **{
+            "I": config.moe_intermediate_size,
+            "J": config.shared_expert_intermediate_size,
+            "N": config.vocab_size,
+            "T": config.linear_conv_kernel_dim,
+        },
     }
 
 
@@ -101,8 +106,8 @@ def placed(name: str, tensor: Tensor, old: Sizes, new: Sizes) -> Tensor:
         pieces = tensor.split([old[axes[0]] * old[axes[1]] for axes in places])
         return torch.cat([corner(p, axes, old, new) for p, axes in zip(pieces, places, strict=True)])
     if "norm" not in leaf:
-        dense = ".mlp." in name and "expert" not in name
-        return corner(tensor, AXES[leaf].replace("I", "F") if dense else AXES[leaf], old, new)
+        width = "J" if "shared_expert." in name else "I" if "experts." in name else "F"
+        return corner(tensor, AXES[leaf].replace("I", width), old, new)
     # The mean of the squares is less by as much as the row is longer. q also makes up for head_dim**-0.5.
     axis = "D" if leaf in ("q_norm", "k_norm") else "U" if "linear_attn" in name else "H"
     factor = 1.0 if leaf == "q_norm" else math.sqrt(old[axis] / new[axis])

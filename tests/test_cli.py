@@ -42,7 +42,7 @@ def test_info_of_the_published_config(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_info_of_an_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info"]) == 0
-    assert "3 Gated DeltaNet, 1 gated attention" in capsys.readouterr().out
+    assert "6 Gated DeltaNet, 2 gated attention" in capsys.readouterr().out
 
 
 def test_keys_are_made_listed_and_revoked(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,7 +78,7 @@ def test_convert_packs_and_info_tells_how(tmp_path: Path, capsys: pytest.Capture
     assert main(["info", target]) == 0
     out = capsys.readouterr().out
     assert "quantised    int4, group 32, lm_head in int8" in out
-    assert "MiB: " in out and "in int4, " in out and "in float32" in out and "3 Gated DeltaNet" in out
+    assert "MiB: " in out and "in int4, " in out and "in float32" in out and "6 Gated DeltaNet" in out
 
 
 def test_eval_prints_a_line_for_each_gate_and_exits_1_when_one_is_missed(

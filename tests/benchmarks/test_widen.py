@@ -28,7 +28,7 @@ WIDER = {
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    ("model", "layers", "heads"), [("tiny-base", 8, (10, 2)), ("tiny-thinking", 10, (12, 6))]
+    ("model", "layers", "heads"), [("tiny-base", 8, (10, 2)), ("tiny-thinking", 16, (12, 6))]
 )
 def test_it_says_the_same(model: str, layers: int, heads: tuple[int, int], tmp_path: Path) -> None:
     source, names = locate(model), ("num_attention_heads", "num_key_value_heads")
@@ -43,7 +43,7 @@ def test_it_says_the_same(model: str, layers: int, heads: tuple[int, int], tmp_p
 
 @pytest.mark.parametrize(
     ("layers", "changes", "words"),
-    [(6, {}, "multiple of the model's 4"), (4, {"linear_num_value_heads": 16}, "as many value heads")],
+    [(12, {}, "multiple of the model's 8"), (8, {"linear_num_value_heads": 16}, "as many value heads")],
 )
 def test_what_would_differ_is_refused(
     tmp_path: Path, layers: int, changes: dict[str, int], words: str

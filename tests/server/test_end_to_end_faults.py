@@ -64,10 +64,11 @@ class Real:
 
 
 @pytest.fixture(scope="module")
-def real(chats: dict[str, Chat], settings: Settings) -> Iterator[Real]:
+def real(settings: Settings) -> Iterator[Real]:
     config = EngineConfig(max_sequences=4, max_length=CONTEXT)
     with Engine.from_pretrained(locate("tiny-instruct"), config) as engine:
-        served = Served("tiny-instruct", Talkative(engine), chats["instruct"], engine.max_length, CREATED)
+        chat = Chat.from_pretrained(locate("tiny-instruct"))
+        served = Served("tiny-instruct", Talkative(engine), chat, engine.max_length, CREATED)
         settings = replace(settings, keep_alive=60)  # on a busy machine too a failure comes before a comment
         service = Service({served.name: served}, settings)
         with serving(service, {}, settings, "httptools") as live:
