@@ -58,7 +58,8 @@ def _lay(x: Tensor, laid: Chunks) -> Tensor:
     """[T, heads, ...] -> [M, heads, L, ...]; past a document's end zeros, which change no state."""
     padded = torch.cat((x, x.new_zeros(1, *x.shape[1:])))
     places = torch.cat((laid.order, laid.order[-1:])).unsqueeze(1)  # the zeros' gradient is nobody's
-    return spread(padded, laid.rows.flatten(), places).unflatten(0, laid.rows.shape).transpose(1, 2)
+    rows: Tensor = spread(padded, laid.rows.flatten(), places).unflatten(0, laid.rows.shape)
+    return rows.transpose(1, 2)
 
 
 def _states(carry_MVCC: Tensor, added_MVCU: Tensor, counts: tuple[int, ...]) -> Tensor:
