@@ -14,9 +14,10 @@ def experts(
     x_TH: Tensor, weights_Tk: Tensor, chosen_Tk: Tensor, gate_up_E2IH: Tensor, down_EHI: Tensor
 ) -> Tensor:
     """See `Ops.experts`. The products are in bfloat16, of the autocast or of the network, and take widths of
-    whole lines of 16 bytes."""
+    whole lines of 16 bytes; cards before Hopper do not have them in every torch."""
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_TH.dtype
-    if dtype != torch.bfloat16 or down_EHI.shape[1] % 8 or down_EHI.shape[2] % 8:
+    old = x_TH.is_cuda and torch.cuda.get_device_capability(x_TH.device) < (9, 0)
+    if old or dtype != torch.bfloat16 or down_EHI.shape[1] % 8 or down_EHI.shape[2] % 8:
         return reference.experts(x_TH, weights_Tk, chosen_Tk, gate_up_E2IH, down_EHI)
     tokens, picks = chosen_Tk.shape
     sorted_R, order_R = chosen_Tk.flatten().sort(stable=True)
