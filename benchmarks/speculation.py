@@ -3,10 +3,10 @@
     python benchmarks/speculation.py [MODEL] [rounds] [batch …]
 
 Every engine answers the same prompts, four for each place in its batch and of several lengths, so that the
-batch stays full and places fall free one by one; rounds are interleaved, so that a busy machine hits all
-alike, and all engines run on the same weights in memory, as where these lie moves a small model's speed by
-several per cent. Prints one JSON line a batch size: medians of the rounds, and what `adaptive` reaches of the
-best fixed number, round by round.
+batch stays full and places fall free one by one; rounds are interleaved, each beginning with another engine,
+so that a busy machine hits all alike, and all engines run on the same weights in memory, as where these lie
+moves a small model's speed by several per cent. Prints one JSON line a batch size: medians of the rounds, and
+what `adaptive` reaches of the best fixed number, round by round.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def main() -> None:
         }
         asked = requests(chat, batch)
         seen: dict[str, list[tuple[float, float]]] = {name: [] for name in KINDS}
-        for _ in range(rounds + 1):
-            for name, engine in engines.items():
-                seen[name].append(speed(engine, asked))
+        for turn in range(rounds + 1):
+            for name in (*KINDS, *KINDS)[turn % len(KINDS) :][: len(KINDS)]:
+                seen[name].append(speed(engines[name], asked))
                 time.sleep(0.05)
         found = {name: [rate for rate, _ in each[1:]] for name, each in seen.items()}  # the first warms up
         middle = {name: median(rates) for name, rates in found.items()}

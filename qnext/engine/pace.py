@@ -8,22 +8,27 @@ compared by rounds that are near in time: a machine that is slow for a while, an
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from itertools import accumulate
-from math import log2
+from math import log2, sqrt
 from operator import mul
+from statistics import median
 
 TRIALS = 3  # measurements before a cost is believed: the least of them, as the first ones of a kind are slow
-NEWEST = 0.15  # weight of the newest measurement of a cost, at least
-FASTER = 0.75  # below so much of what was believed it is believed: no round is fast by accident
-DRIFT = 0.3  # and of how long the usual choice takes just now
-NEWS = 0.01  # and of the newest judgement of a guess;
+WINDOW = 48  # newest measurements of a cost, of which the middle one is believed
+FASTER = 0.75  # below so much of what was believed the newest one is: no round is fast by accident
+DRIFT = 0.3  # weight of the newest round in how long the usual choice takes just now
+NEWS = 0.01  # and of the newest judgement of a guess, less where each step has many of them;
 PRIOR = 10  # what is believed before the first one counts as so many
 RUN = 2  # steps that another choice is tried for: the first of them does not count
 HELD = 8  # steps that the best choice is held before it is thought over
 AFTER = 3  # rounds of the usual choice after which it is held against it
-LOOK = 8  # steps, for each choice, between two looks at another one that is as good as the best,
-WORSE = (20, 400)  # and so many times as seldom for one that is worse, and worse squared,
-DOUBT = 2  # but not more than so many times the square of how often it was measured
+LOOK = 16  # steps, for each choice, between two looks at another one that may be as good as the best,
+SURE = 2  # and so many times as seldom for one that is worse by what its cost is uncertain by, squared,
+SELDOM = 40  # but not more than so many times, nor than the square of how often it was measured
+NOISE = (0.1, 0.05)  # what a cost scatters by before any was compared, and the newest comparison's weight
+MIDDLE = 1.5  # a deviation of the scatter in mean distances from the middle, about
 STILL = 0.1  # a look counts if the usual choice takes as long after it as before it, but for so much
 CHANGED = 2.5  # times as slow or as fast: what was measured counts as little as it may
 MOST = 1.5  # of what was expected; a measurement counts as no more: the round met something else
@@ -37,6 +42,8 @@ class Level:
         self.usual: int | None = None  # the best choice as far as is known: the others are measured by it
         self.scale = 1.0  # seconds now, for each unit of cost
         self.since = [0] * choices  # steps since the last look at each
+        self._met = [deque[float](maxlen=WINDOW) for _ in range(choices)]
+        self._noise = NOISE[0]
         self._seen: list[tuple[int, float]] = []  # what the last look has met, and not yet compared;
         self._before, self._after = 1.0, 0  # the scale before it, and rounds of the usual choice since
 
@@ -53,7 +60,7 @@ class Level:
         elif not self.known():
             self.counts[k] += 1
             cost = seconds / self.scale
-            self.costs[k] = cost if self.counts[k] == 1 else min(cost, self.costs[k])
+            self._set(k, cost if self.counts[k] == 1 else min(cost, self.costs[k]))
         else:
             if self._after:
                 self._seen, self._before, self._after = [], self.scale, 0
@@ -61,14 +68,32 @@ class Level:
 
     def _count(self, k: int, cost: float) -> None:
         self.counts[k] += 1
-        cost = min(cost, MOST * self.costs[k])
-        weight = max(NEWEST, 1 / self.counts[k]) if cost > FASTER * self.costs[k] else 1
-        self.costs[k] += weight * (cost - self.costs[k])
+        off = min(abs(cost / self.costs[k] - 1), MOST - 1)
+        self._noise += NOISE[1] * (MIDDLE * off - self._noise)
+        if cost < FASTER * self.costs[k]:
+            return self._set(k, cost)
+        self._met[k].append(cost)
+        self.costs[k] = median(self._met[k])
+
+    def _set(self, k: int, cost: float) -> None:
+        self.costs[k] = cost
+        self._met[k].clear()
+        self._met[k].append(cost)
 
     def _doubt(self) -> None:
         """The machine is another, or busy for long; it has slowed all choices, but perhaps not all alike."""
-        self.costs, self.counts = [cost * self.scale for cost in self.costs], [TRIALS] * len(self.counts)
+        self.believe([cost * self.scale for cost in self.costs])
         self.scale, self._before, self._seen = 1.0, 1.0, []
+
+    def believe(self, costs: Sequence[float]) -> None:
+        """These are the costs, as far as is known, measured as seldom as may be."""
+        self.counts = [TRIALS] * len(costs)
+        for k, cost in enumerate(costs):
+            self._set(k, cost)
+
+    def uncertainty(self, k: int) -> float:
+        """Of the cost of a choice that is known, as a share of it."""
+        return self._noise / sqrt(len(self._met[k]))
 
     def known(self) -> bool:
         return min(self.counts) >= TRIALS
@@ -83,6 +108,7 @@ class Pace:
         self._judged = [0] * most
         self._levels: dict[int, Level] = {}
         self._last = self._left = 0  # the last choice, and for how many steps more it is held
+        self._best = 0  # the last one that was no look
         self._answers, self._passed = 0, 0  # for so many, and steps since it was made
         self._steady = False  # whether it was that of the step before too
 
@@ -107,7 +133,8 @@ class Pace:
         """Of a run of guesses so many were accepted: the next one, if there was one, was wrong."""
         for j in range(min(accepted + 1, proposed)):
             self._judged[j] += 1
-            weight = max(NEWS, 1 / (PRIOR + self._judged[j]))
+            often = self._answers if j < self._best else 1
+            weight = max(NEWS / max(often, 1) ** 0.5, 1 / (PRIOR + self._judged[j]))
             self.right[j] += weight * ((j < accepted) - self.right[j])
 
     def _decide(self, level: Level) -> int:
@@ -118,16 +145,15 @@ class Pace:
         tokens = list(accumulate((1.0, *accumulate(self.right, mul))))  # that a round is worth
         gains = [tokens[k] / level.costs[k] for k in choices]
         best = level.usual = max(choices, key=lambda k: gains[k])
-        worse = [gains[best] / gain - 1 for gain in gains]
+        worse = [(gains[best] / gains[k] - 1) / level.uncertainty(k) for k in choices]
         seldom = [
-            min(1 + WORSE[0] * each + WORSE[1] * each**2, max(1, DOUBT * count**2))
-            for each, count in zip(worse, level.counts, strict=True)
+            min(1 + SURE * each**2, SELDOM, count**2) for each, count in zip(worse, level.counts, strict=True)
         ]
         level.since = [steps + self._passed for steps in level.since]
         level.since[best] = 0
         other = max(choices, key=lambda k: level.since[k] / seldom[k])
         if level.since[other] < LOOK * self.most * seldom[other]:
-            self._left = HELD
+            self._left, self._best = HELD, best
             return best
         level.since[other], self._left = 0, RUN  # it may have become better
         return other
@@ -140,7 +166,7 @@ class Pace:
             near = [self._levels.get(place + step) for step in (1, -1)]
             for level in near:
                 if level is not None and level.known():
-                    made.costs, made.counts = level.costs.copy(), [TRIALS] * (self.most + 1)
+                    made.believe(level.costs)
                     made.scale, made.usual = level.scale, level.usual
                     break
         return self._levels[place]

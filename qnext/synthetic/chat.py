@@ -36,7 +36,11 @@ _BESIDE_TOOLS = frozenset({"story", "manners", "memory", "arithmetic", "recall",
 _SMALL_TALK: tuple[Family, ...] = (manners.make, manners.make, facts.capital, facts.plain_words)
 _EARLIER: tuple[Family, ...] = (*_SMALL_TALK, facts.small_table, languages.make, arithmetic.make)
 # Asked by name only, and by themselves: what a run may drill.
-DRILLS: dict[str, Family] = {"sums": arithmetic.two_digit_sum, "copying": copying.make}
+DRILLS: dict[str, Family] = {
+    "sums": arithmetic.two_digit_sum,
+    "copying": copying.make,
+    "spelling": copying.spelling,
+}
 
 
 def compose(rng: Random, setting: Setting, family: str = "") -> Dialogue:

@@ -24,6 +24,7 @@ _PLAIN = frozenset(
     "food fruit animal thing color genre topic word event room device product sport place".split()
 )
 _PHRASES = {"message": (2, 6), "task": (2, 4)}  # words of one
+_TAILS = {"day": ("on", "before"), "clock": ("at", "before"), "name": ("with", "to"), "city": ("in", "from")}
 _STREETS = ("Street", "Road", "Lane", "Avenue", "Square")
 _OPEN = PROPER | _TITLES | _PLAIN | _PHRASES.keys() | {"street", "email", "date", "clock", "currency"}
 _HOURS = (*"midnight midday dawn sunrise sunset dusk teatime bedtime lunch".split(), "half past one",
@@ -54,6 +55,9 @@ def _made_up(rng: Random, slot: str, stories: Sequence[str]) -> str:
     if slot == "street":
         return f"{rng.randint(1, 199)} {first_upper(word(rng))} {rng.choice(_STREETS)}"
     run = said(rng, stories) if slot in _PHRASES and rng.random() < 0.6 else ""
+    if slot == "message" and rng.random() < 0.3:  # what ends like another argument is one all the same
+        kind = rng.choice(tuple(_TAILS))
+        run = f"{run or word(rng)} {rng.choice(_TAILS[kind])} {draw(rng, kind)}"
     if run:
         return first_upper(run) if slot == "message" else run
     count = rng.randint(*_PHRASES[slot]) if slot in _PHRASES else rng.choice((1, 1, 1, 2))
@@ -79,7 +83,7 @@ def borrowed() -> tuple[str, ...]:
         for value in words(slot, True)
         for part in value.lower().split()
     }
-    return tuple(each for each in common() if each not in kept)
+    return tuple(each for each in common() if each.lower() not in kept)
 
 
 @cache
@@ -89,9 +93,16 @@ def common() -> tuple[str, ...]:
 
 
 @cache
-def frequent() -> tuple[str, ...]:
-    """The commonest of them, those of the file's first paragraph."""
+def whole() -> tuple[str, ...]:
+    """Those that the embedded models' vocabulary has as one token after a space, the file's first paragraph:
+    how such a word is written anywhere else has to be known of each."""
     return tuple((FOLDER / "common.txt").read_text().split("\n\n")[0].split())
+
+
+@cache
+def frequent() -> tuple[str, ...]:
+    """The commonest of them and those that are one token, the file's first two paragraphs."""
+    return tuple(" ".join((FOLDER / "common.txt").read_text().split("\n\n")[:2]).split())
 
 
 @cache

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from random import Random
 
-from .coinage import common, draw_open, foreign, frequent, said, word
+from .coinage import common, draw_open, foreign, frequent, said, whole, word
 from .dialogue import Dialogue, Setting, ask
 from .slots import fill, first_upper, listing, table
 from .tools import invented, parallel, requested
@@ -30,9 +30,23 @@ def make(rng: Random, setting: Setting) -> Dialogue:
     return twice(rng, setting) if luck < 0.66 else again(rng, setting)
 
 
+def spelling(rng: Random, setting: Setting) -> Dialogue:
+    """Words alone as a JSON list, most of them those whose spelling has to be known."""
+    found = [_word(rng) for _ in range(rng.randint(16, 40))]
+    return _listed(rng, [first_upper(each) if rng.random() < 0.3 else each for each in found])
+
+
+def _word(rng: Random) -> str:
+    luck = rng.random()
+    return rng.choice(whole() if luck < 0.45 else common()) if luck < 0.7 else word(rng)
+
+
 def as_list(rng: Random, setting: Setting) -> Dialogue:
     """Words and values of the prompt as a JSON list."""
-    values = [_value(rng, setting) for _ in range(rng.randint(4, 28))]
+    return _listed(rng, [_value(rng, setting) for _ in range(rng.randint(4, 28))])
+
+
+def _listed(rng: Random, values: list[str]) -> Dialogue:
     shown = rng.choice(_BREAKS).join(values) if rng.random() < 0.9 else listing(values)
     answer = json.dumps(values, ensure_ascii=False)
     forms = table("recall")["list"]

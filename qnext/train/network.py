@@ -5,7 +5,8 @@ it is refused in the recipe's own words.
 """
 
 import contextlib
-from collections.abc import Iterator
+import fnmatch
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -51,6 +52,18 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer) -> Qwen3Next:
     except ValueError as error:
         raise ValueError(f"[model] of the recipe: {str(error).removeprefix('config.json: ')}") from None
     return Qwen3Next(config)
+
+
+def freeze(model: Qwen3Next, learn: Sequence[str]) -> None:
+    """Have the weights alone learn whose names fit one of the patterns `learn`; all, where there is none.
+    Raises ValueError where a pattern fits nothing."""
+    found = {name for name, _ in model.named_parameters()}
+    for pattern in learn:
+        if not fnmatch.filter(found, pattern):
+            raise ValueError(f"learn: no weight's name fits {pattern!r}, names are like {min(found)!r}")
+    for name, parameter in model.named_parameters():
+        fits = any(fnmatch.fnmatchcase(name, pattern) for pattern in learn)
+        parameter.requires_grad_(fits or not learn)
 
 
 def check_length(recipe: Recipe, config: ModelConfig) -> None:

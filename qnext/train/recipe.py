@@ -165,6 +165,7 @@ class Recipe:
     device: str = "cpu"
     # Of matrix products; weights stay float32, and so does all on a CPU without bfloat16.
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    learn: tuple[str, ...] = ()  # patterns of the names of weights that learn (`*embed_tokens*`); none: all
     recompute: bool = False  # a layer's activations in the backward instead of keeping them (checkpointing)
     threads: int = 1
     save_every_minutes: float = 5.0

@@ -26,7 +26,7 @@ from . import checkpoint
 from .card import write_card
 from .mesh import Mesh, MeshSettings, Snapshot
 from .metrics import Metrics, MetricsFile
-from .network import build_model, check_device, check_length, quick_products, recompute_layers
+from .network import build_model, check_device, check_length, freeze, quick_products, recompute_layers
 from .optim import Optimizer
 from .recipe import Recipe
 from .reinforcement import Reinforcement
@@ -82,6 +82,7 @@ class Trainer:
             )
         self.model = build_model(recipe, Tokenizer.from_pretrained(recipe.tokenizer))
         check_length(recipe, self.model.config)
+        freeze(self.model, recipe.learn)
         self.step = 0
         self.seconds = 0.0  # of training, over all sittings
         self.last: Metrics = {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import pytest
 
-from qnext.synthetic.coinage import PROPER, borrowed, draw_open
+from qnext.synthetic.coinage import PROPER, borrowed, common, draw_open, frequent, whole
 from qnext.synthetic.slots import draw, table, words
+from qnext.text.tokenizer import Tokenizer
 
 SLOTS = ("city", "song", "word", "message", "task", "street", "email", "date", "clock", "room")
 
@@ -52,3 +54,18 @@ def test_names_begin_with_capitals(slot: str) -> None:
 
 def test_a_slot_that_has_few_values_keeps_to_its_list() -> None:
     assert {draw_open(Random(seed), "weekday") for seed in range(200)} == set(words("weekday"))
+
+
+def test_whole_words_are_one_token_after_a_space_and_no_others_of_the_list_but_names() -> None:
+    models = Path(__file__).parents[2] / "qnext" / "models"
+    tokenizer = Tokenizer.from_pretrained(models / "tiny-thinking")
+    assert set(whole()) < set(frequent()) < set(common()) and len(common()) == len(set(common()))
+    single = {each for each in common() if len(tokenizer.encode(f" {each}")) == 1}
+    assert set(whole()) <= single
+    assert all(each in common()[-99:] for each in single - set(whole()))
+
+
+def test_a_message_may_end_like_another_argument() -> None:
+    messages = [draw_open(Random(seed), "message") for seed in range(300)]
+    assert any(" on " in each or " before " in each for each in messages)
+    assert not kept_back() & {*messages}

@@ -28,6 +28,17 @@ def test_a_list_holds_what_was_said_in_order() -> None:
     assert seen & (set(common()) - set(borrowed()))
 
 
+def test_spelling_lists_words_alone() -> None:
+    known = {word.lower() for word in common()}
+    for seed in SEEDS:
+        dialogue = copying.spelling(Random(seed), Setting())
+        question, answer = (message.content for message in dialogue.messages)
+        values = json.loads(answer)
+        assert 16 <= len(values) <= 40 and all(value.isalpha() for value in values)
+        assert len({value.lower() for value in values} & known) >= len(values) // 3
+        assert all(value in question for value in values)
+
+
 def test_what_stories_say_is_copied_unless_it_holds_what_is_kept_back() -> None:
     stories = ("Then she found a silver box, but the old dragon was asleep.", "They met at noon.")
     runs = {said(Random(seed), stories) for seed in SEEDS}

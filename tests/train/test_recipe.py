@@ -156,7 +156,9 @@ def test_our_recipes_can_be_read(path: Path) -> None:
     assert not any(part.heldout for part in found.data.parts)
 
 
-def test_we_ship_recipes() -> None:
-    assert {"tiny-base", "tiny-instruct", "tiny-thinking", "tiny-rl-start", "tiny-rl"} <= {
-        path.stem for path in RECIPES
-    }
+def test_the_lessons_of_each_embedded_model_are_there() -> None:
+    recipes = {path.stem: Recipe.load(path) for path in RECIPES}
+    made = {str(recipe.output / "model") for recipe in recipes.values()}
+    assert {"tiny-base", "tiny-thinking-calls", "tiny-instruct-calls", "tiny-rl"} <= recipes.keys()
+    for recipe in recipes.values():  # each goes on from what is embedded, or from what another makes
+        assert recipe.init is None or str(recipe.init) in made or recipe.init.parent == Path("qnext/models")

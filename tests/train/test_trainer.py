@@ -133,6 +133,22 @@ def test_resume_equals_uninterrupted_bit_for_bit(recipe: Recipe, tmp_path: Path,
     assert kept[-1] == resumed[-1] and kept[0] == resumed[0]
 
 
+def test_only_the_named_weights_learn(recipe: Recipe) -> None:
+    run = Trainer(replace(recipe, learn=("*embed_tokens.weight", "mtp.*norm*")))
+    before = {name: weight.detach().clone() for name, weight in run.model.named_parameters()}
+    run.run()
+    moved = {name for name, weight in run.model.named_parameters() if not torch.equal(weight, before[name])}
+    assert "embed_tokens.weight" in moved and any(name.startswith("mtp.") for name in moved)
+    assert all(
+        name == "embed_tokens.weight" or (name.startswith("mtp.") and "norm" in name) for name in moved
+    )
+
+
+def test_a_name_that_fits_no_weight_is_refused(recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match="learn: no weight's name fits 'embeddings'"):
+        Trainer(replace(recipe, learn=("embeddings",)))
+
+
 def test_a_run_leaves_the_process_as_it_was(recipe: Recipe) -> None:
     Trainer(recipe).run()
     assert torch.tensor(1e-40) * 1 > 0  # a number that a processor told to flush denormals makes 0
