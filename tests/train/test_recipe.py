@@ -159,6 +159,6 @@ def test_our_recipes_can_be_read(path: Path) -> None:
 def test_the_lessons_of_each_embedded_model_are_there() -> None:
     recipes = {path.stem: Recipe.load(path) for path in RECIPES}
     made = {str(recipe.output / "model") for recipe in recipes.values()}
-    assert {"tiny-base", "tiny-thinking-calls", "tiny-instruct-calls", "tiny-rl"} <= recipes.keys()
+    assert {"tiny-base", "tiny-thinking-review", "tiny-instruct-review", "tiny-rl"} <= recipes.keys()
     for recipe in recipes.values():  # each goes on from what is embedded, or from what another makes
         assert recipe.init is None or str(recipe.init) in made or recipe.init.parent == Path("qnext/models")
