@@ -84,6 +84,8 @@ def _training(recipe: Recipe, metrics: dict[str, float], heldout: float | None) 
         f"{metrics['seconds'] / 60:.0f} minutes on {_devices(recipe)}",
         f"- learning rates: Muon {recipe.optim.muon_lr:g} for matrices, AdamW {recipe.optim.adamw_lr:g} else",
     ]
+    if recipe.learn:
+        lines.append(f"- these weights alone learned: {', '.join(f'`{each}`' for each in recipe.learn)}")
     if recipe.blend:
         lines.append(f"- blended with {recipe.blend:.0%} of the weights that it started from")
     if recipe.rl:

@@ -42,6 +42,12 @@ def test_what_was_not_measured_is_not_stated(tmp_path: Path) -> None:
     text = card(tmp_path, metrics, None, init=Path("some/base"), model={})
     assert "from the checkpoint `base`" in text
     assert "held-out" not in text and "drafted" not in text and "## Data" not in text
+    assert "alone learned" not in text
+
+
+def test_it_states_what_alone_learned(tmp_path: Path) -> None:
+    text = card(tmp_path, METRICS, None, init=Path("some/base"), model={}, learn=("mtp.*",))
+    assert "- these weights alone learned: `mtp.*`" in text
 
 
 def test_parameters_counted_by_hand() -> None:
