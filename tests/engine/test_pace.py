@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from qnext.engine.pace import RUN, TRIALS, Pace
+from qnext.engine.pace import AFTER, RUN, TRIALS, Level, Pace
 
 FIRST = RUN * TRIALS  # steps that each choice is tried for
 
@@ -151,6 +151,20 @@ def test_a_choice_that_was_slow_at_first_is_not_given_up(cold: int) -> None:
             pace.judged(k, next((j for j in range(k) if random.random() >= world.chance[j]), k))
     best = max(range(4), key=lambda k: world.fixed(k, 5000, 0))
     assert chosen[600:].count(best) > 0.8 * len(chosen[600:])
+
+
+def test_a_cost_is_the_middle_of_its_measurements_and_surer_with_each() -> None:
+    level = Level(2)
+    for _ in range(TRIALS):
+        level.learn(0, 1.0)
+        level.learn(1, 1.2)
+    level.usual, unsure = 0, level.uncertainty(1)
+    for seconds in (1.2, 1.2, 1.2, 1.7, 1.2):  # one round has met something else
+        level.learn(1, seconds)
+        for _ in range(AFTER):
+            level.learn(0, 1.0)
+    assert level.costs == [1.0, 1.2]
+    assert level.uncertainty(1) < 0.6 * unsure
 
 
 def test_fixed_and_none() -> None:
