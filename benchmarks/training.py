@@ -3,15 +3,17 @@ in turn.
 
     python -m benchmarks.training [--steps 7] [--threads 1] [--dtypes bfloat16 float32]
         [--documents mixed even] [--peers eager-padded grouped_mm-padded grouped_mm-flattened]
-        [--allocators glibc jemalloc]
+        [--allocators glibc jemalloc] [--device cpu] [--tokens 4096]
 
-The shape is that of the embedded models; a step has 4,096 random tokens, in documents of 60 to 400 tokens
+The shape is that of the embedded models; a step has `tokens` random tokens, in documents of 60 to 400 tokens
 ("mixed") or of 256 ("even": a peer that pads has nothing to pad). One process measures one allocator,
 precision and kind of documents; after each of a peer's steps come two of ours, without and with the MTP
 loss, which the peer never has. A peer is an implementation of experts with a collation: "padded" is right,
 "flattened" is faster and lets the delta rule run on from one document into the next, on a CPU. Both sides
 clip; the peer has AdamW (fused), we have Muon and AdamW. jemalloc is preloaded, and keeps what is freed.
-Prints one JSON line a peer: medians of seconds and tokens a second, and how many times as fast ours is.
+With `--device cuda` (and `--allocators glibc`) both have the kernels of flash-linear-attention where the
+library is installed and trusted, as a line says. Prints one JSON line a peer: medians of seconds and tokens
+a second, and how many times as fast ours is.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from typing import Any
 
 import torch
 
+from qnext.kernels.cuda.delta_rule import flash_linear_attention
 from qnext.model.config import ModelConfig
 from qnext.model.qwen3_next import Qwen3Next
 from qnext.train.batch import Batch
@@ -43,6 +46,7 @@ from qnext.train.supervised import Supervised
 from qnext.train.trainer import Trainer
 
 from .peers import process
+from .peers.collations import COLLATIONS
 
 TOKENIZER = process.ROOT / "qnext/models/tiny-base"
 WARM_UP = 2  # steps
@@ -60,6 +64,7 @@ class Load:
     tokens: int = 4096
     steps: int = 7
     threads: int = 1
+    device: str = "cpu"
 
     def row(self, step: int) -> list[list[int]]:
         """The documents of a step."""
@@ -120,6 +125,7 @@ class Ours:
             loss=LossSettings(mtp_start=mtp, mtp_end=mtp),
             dtype=load.dtype,  # type: ignore[arg-type]
             threads=load.threads,
+            device=load.device,
         )
         self.trainer, self.side = Trainer(recipe), Side()
         assert isinstance(self.trainer.stage, Supervised)
@@ -128,14 +134,21 @@ class Ours:
 
     def step(self) -> None:
         torch.set_flush_denormal(True)  # as our trainer has it; the peer's has not
-        self._begun = time.perf_counter()
+        self._begun = now()
         self.trainer._train_step()
-        self.side.seconds.append(time.perf_counter() - self._begun)
+        self.side.seconds.append(now() - self._begun)
         torch.set_flush_denormal(False)
 
     def _noted(self, lr_scale: float) -> float:
-        self.side.learning.append(time.perf_counter() - self._begun)
+        self.side.learning.append(now() - self._begun)
         return self._step(lr_scale)
+
+
+def now() -> float:
+    """Seconds, when the device has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def peer(name: str, checkpoint: Path, output: Path, load: Load, ours: list[Ours]) -> Side:
@@ -147,19 +160,19 @@ def peer(name: str, checkpoint: Path, output: Path, load: Load, ours: list[Ours]
 
     class Turns(transformers.TrainerCallback):  # type: ignore[misc]
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.begun = time.perf_counter()
+            self.begun = now()
 
         def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-            side.learning.append(time.perf_counter() - self.begun)
+            side.learning.append(now() - self.begun)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            side.seconds.append(time.perf_counter() - self.begun)
+            side.seconds.append(now() - self.begun)
             for each in ours:
                 each.step()
 
     arguments = transformers.TrainingArguments(
         output_dir=str(output),
-        use_cpu=True,
+        use_cpu=load.device == "cpu",
         bf16=load.dtype == "bfloat16",
         max_steps=load.steps + WARM_UP,
         per_device_train_batch_size=1,
@@ -186,33 +199,12 @@ def peer(name: str, checkpoint: Path, output: Path, load: Load, ours: list[Ours]
     return side
 
 
-def padded(batch: list[list[list[int]]]) -> dict[str, torch.Tensor]:
-    """A step's documents as rows of one length."""
-    (documents,) = batch
-    longest = max(map(len, documents))
-    ids = torch.tensor([each + [0] * (longest - len(each)) for each in documents])
-    mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in documents])
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
-
-
-def flattened(batch: list[list[list[int]]]) -> dict[str, torch.Tensor]:
-    """A step's documents in one row, as `transformers` packs them."""
-    from transformers import DataCollatorWithFlattening
-
-    found: dict[str, torch.Tensor] = DataCollatorWithFlattening()(
-        [{"input_ids": each, "labels": each} for each in batch[0]]
-    )
-    return found
-
-
-COLLATIONS = {"padded": padded, "flattened": flattened}
-
-
 def measure(load: Load, peers: list[str]) -> list[dict[str, Any]]:
     """A line for each peer."""
     import transformers
 
     torch.set_num_threads(load.threads)
+    kernels = load.device == "cuda" and flash_linear_attention() is not None
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "weights"
@@ -227,6 +219,7 @@ def measure(load: Load, peers: list[str]) -> list[dict[str, Any]]:
                 {
                     "peer": name,
                     "transformers": transformers.__version__,
+                    "flash_linear_attention": kernels,
                     "theirs": other,
                     "ours": plain,
                     "ours_with_mtp": with_mtp,
@@ -244,8 +237,8 @@ def embedded_shape() -> dict[str, Any]:
 
 
 def child(words: list[str]) -> None:
-    documents, dtype, steps, threads, *peers = words
-    load = Load(embedded_shape(), documents, dtype, steps=int(steps), threads=int(threads))
+    documents, dtype, tokens, steps, threads, device, *peers = words
+    load = Load(embedded_shape(), documents, dtype, int(tokens), int(steps), int(threads), device)
     with contextlib.redirect_stdout(sys.stderr):  # the peer's Trainer prints its own
         lines = measure(load, peers)
     for line in lines:
@@ -257,6 +250,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--documents", nargs="+", default=["mixed", "even"])
@@ -266,7 +261,10 @@ def main() -> None:
     library = ctypes.util.find_library("jemalloc")
     head = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True, cwd=process.ROOT).stdout.strip()
-    common = {"benchmark": "training", "device": platform.processor() or platform.machine(), "commit": commit}
+    device = platform.processor() or platform.machine()
+    if given.device == "cuda":
+        device = torch.cuda.get_device_name()
+    common = {"benchmark": "training", "device": device, "commit": commit}
     for allocator in given.allocators:
         environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(given.threads)}
         if allocator == "jemalloc":
@@ -277,10 +275,10 @@ def main() -> None:
         for dtype in given.dtypes:
             for documents in given.documents:
                 words = [sys.executable, "-m", "benchmarks.training", "--child", documents, dtype]
-                words += [str(given.steps), str(given.threads), *given.peers]
+                words += [str(given.tokens), str(given.steps), str(given.threads), given.device, *given.peers]
                 ended = process.run(words, environment, timed=True)
                 about = {**common, "allocator": allocator, "dtype": dtype, "documents": documents}
-                about |= {"threads": given.threads, "steps": given.steps}
+                about |= {"threads": given.threads, "steps": given.steps, "tokens": given.tokens}
                 for line in ended.lines or [{"error": ended.complaint}]:
                     print(json.dumps({**about, **line}), flush=True)
 

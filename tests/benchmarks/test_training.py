@@ -9,7 +9,8 @@ import torch
 from transformers import Qwen3NextForCausalLM
 
 from benchmarks.make_checkpoint import make_checkpoint
-from benchmarks.training import Load, Rows, measure, padded
+from benchmarks.peers.collations import padded
+from benchmarks.training import Load, Rows, measure
 from qnext.model.config import ModelConfig
 from qnext.model.qwen3_next import Qwen3Next
 from qnext.train import loss

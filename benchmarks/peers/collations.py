@@ -1,0 +1,30 @@
+"""How a step's documents become the rows that a peer trains on.
+
+Used by the driver of training. Invariant: every document is whole, whatever stands beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def padded(batch: list[list[list[int]]]) -> dict[str, torch.Tensor]:
+    """A step's documents as rows of one length."""
+    (documents,) = batch
+    longest = max(map(len, documents))
+    ids = torch.tensor([each + [0] * (longest - len(each)) for each in documents])
+    mask = torch.tensor([[1] * len(each) + [0] * (longest - len(each)) for each in documents])
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+def flattened(batch: list[list[list[int]]]) -> dict[str, torch.Tensor]:
+    """A step's documents in one row, as `transformers` packs them."""
+    from transformers import DataCollatorWithFlattening
+
+    found: dict[str, torch.Tensor] = DataCollatorWithFlattening()(
+        [{"input_ids": each, "labels": each} for each in batch[0]]
+    )
+    return found
+
+
+COLLATIONS = {"padded": padded, "flattened": flattened}
