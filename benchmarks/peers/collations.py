@@ -1,6 +1,6 @@
 """How a step's documents become the rows that a peer trains on.
 
-Used by the driver of training. Invariant: every document is whole, whatever stands beside it.
+Used by the driver of training. Invariant: each token of a step is learned once, what fills up a row never.
 """
 
 from __future__ import annotations
