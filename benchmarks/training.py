@@ -3,17 +3,18 @@ in turn.
 
     python -m benchmarks.training [--steps 7] [--threads 1] [--dtypes bfloat16 float32]
         [--documents mixed even] [--peers eager-padded grouped_mm-padded grouped_mm-flattened]
-        [--allocators glibc jemalloc] [--device cpu] [--tokens 4096]
+        [--allocators glibc jemalloc] [--device cpu] [--tokens 4096] [--warm-up 2]
 
-The shape is that of the embedded models; a step has `tokens` random tokens, in documents of 60 to 400 tokens
-("mixed") or of 256 ("even": a peer that pads has nothing to pad). One process measures one allocator,
-precision and kind of documents; after each of a peer's steps come two of ours, without and with the MTP
-loss, which the peer never has. A peer is an implementation of experts with a collation: "padded" is right,
-"flattened" is faster and lets the delta rule run on from one document into the next, on a CPU. Both sides
-clip; the peer has AdamW (fused), we have Muon and AdamW. jemalloc is preloaded, and keeps what is freed.
-With `--device cuda` (and `--allocators glibc`) both have the kernels of flash-linear-attention where the
-library is installed and trusted, as a line says. Prints one JSON line a peer: medians of seconds and tokens
-a second, and how many times as fast ours is.
+The shape is that of the embedded models; a step has `tokens` random tokens, in documents of 60 to 400
+tokens ("mixed") or of 256 ("even": a peer that pads has nothing to pad). One process measures one
+allocator, precision and kind of documents; after each of a peer's steps come two of ours, without and with
+the MTP loss, which the peer never has. A peer is an implementation of experts with a collation: "padded" is
+right, "flattened" is faster and lets the delta rule run on from one document into the next, "bounded" does
+not and needs flash-linear-attention. Both sides clip; the peer has AdamW (fused), we have Muon and AdamW.
+jemalloc is preloaded, and keeps what is freed. With `--device cuda` (and `--allocators glibc`) both have
+the kernels of flash-linear-attention where the library is installed and trusted, as a line says; it tunes
+itself to each shape, so let it warm up for longer than there are different rows. Prints one JSON line a
+peer: medians of seconds and tokens a second, and how many times as fast ours is.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from typing import Any
 
 import torch
 
-from qnext.kernels.cuda.delta_rule import flash_linear_attention
+from qnext.kernels.cuda.library import flash_linear_attention
 from qnext.model.config import ModelConfig
 from qnext.model.qwen3_next import Qwen3Next
 from qnext.train.batch import Batch
@@ -49,7 +50,7 @@ from .peers import process
 from .peers.collations import COLLATIONS
 
 TOKENIZER = process.ROOT / "qnext/models/tiny-base"
-WARM_UP = 2  # steps
+ROWS = 8  # different ones: what tunes itself to shapes has met them all after as many steps
 PEERS = ("eager-padded", "grouped_mm-padded", "grouped_mm-flattened")
 JEMALLOC = {"MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
 
@@ -65,26 +66,30 @@ class Load:
     steps: int = 7
     threads: int = 1
     device: str = "cpu"
+    warm_up: int = 2  # steps that are not counted
 
     def row(self, step: int) -> list[list[int]]:
         """The documents of a step."""
-        random, lengths = Random(step), list[int]()
+        random, lengths = Random(step % ROWS), list[int]()
         while sum(lengths) < self.tokens:
             length = random.randint(60, 400) if self.documents == "mixed" else 256
             lengths.append(min(length, self.tokens - sum(lengths)))
         return [[random.randrange(self.shape["vocab_size"]) for _ in range(length)] for length in lengths]
 
 
-@dataclass
 class Rows:
-    """The same documents as a source of our trainer."""
+    """The same documents as a source of our trainer, made beforehand as the peer's are."""
 
-    load: Load
-    step: int = 0
+    def __init__(self, load: Load, step: int = 0) -> None:
+        self.step = step
+        self.batches = [self._batch(load.row(number)) for number in range(ROWS)]
 
     def next(self) -> Batch:
-        documents = self.load.row(self.step)
         self.step += 1
+        return self.batches[(self.step - 1) % ROWS]
+
+    @staticmethod
+    def _batch(documents: list[list[int]]) -> Batch:
         weights = torch.cat([(torch.arange(len(each)) > 0).float() for each in documents])
         return Batch(torch.tensor([*chain(*documents)]), weights, tuple(map(len, documents)))
 
@@ -102,12 +107,12 @@ class Side:
     seconds: list[float] = field(default_factory=list)
     learning: list[float] = field(default_factory=list)
 
-    def line(self, tokens: int) -> dict[str, float]:
-        kept = median(self.seconds[WARM_UP:])
+    def line(self, load: Load) -> dict[str, float]:
+        kept = median(self.seconds[load.warm_up :])
         return {
-            "tokens_per_second": round(tokens / kept, 1),
+            "tokens_per_second": round(load.tokens / kept, 1),
             "seconds": round(kept, 4),
-            "optimiser_seconds": round(kept - median(self.learning[WARM_UP:]), 4),
+            "optimiser_seconds": round(kept - median(self.learning[load.warm_up :]), 4),
         }
 
 
@@ -174,7 +179,7 @@ def peer(name: str, checkpoint: Path, output: Path, load: Load, ours: list[Ours]
         output_dir=str(output),
         use_cpu=load.device == "cpu",
         bf16=load.dtype == "bfloat16",
-        max_steps=load.steps + WARM_UP,
+        max_steps=load.steps + load.warm_up,
         per_device_train_batch_size=1,
         optim="adamw_torch_fused",
         learning_rate=1e-3,
@@ -188,7 +193,7 @@ def peer(name: str, checkpoint: Path, output: Path, load: Load, ours: list[Ours]
     model = transformers.Qwen3NextForCausalLM.from_pretrained(
         checkpoint, dtype=torch.float32, experts_implementation=experts
     )
-    rows = [load.row(step) for step in range(load.steps + WARM_UP)]
+    rows = [load.row(step) for step in range(load.steps + load.warm_up)]
     transformers.Trainer(
         model=model,
         args=arguments,
@@ -213,8 +218,8 @@ def measure(load: Load, peers: list[str]) -> list[dict[str, Any]]:
         for name in peers:
             ours = [Ours(checkpoint, Path(folder) / f"{name}-{mtp}", load, mtp) for mtp in (0.0, 0.3)]
             torch.set_flush_denormal(False)
-            other = peer(name, checkpoint, Path(folder) / name, load, ours).line(load.tokens)
-            plain, with_mtp = (each.side.line(load.tokens) for each in ours)
+            other = peer(name, checkpoint, Path(folder) / name, load, ours).line(load)
+            plain, with_mtp = (each.side.line(load) for each in ours)
             lines.append(
                 {
                     "peer": name,
@@ -237,8 +242,9 @@ def embedded_shape() -> dict[str, Any]:
 
 
 def child(words: list[str]) -> None:
-    documents, dtype, tokens, steps, threads, device, *peers = words
-    load = Load(embedded_shape(), documents, dtype, int(tokens), int(steps), int(threads), device)
+    documents, dtype, tokens, steps, threads, device, warm_up, *peers = words
+    numbers = int(tokens), int(steps), int(threads)
+    load = Load(embedded_shape(), documents, dtype, *numbers, device, int(warm_up))
     with contextlib.redirect_stdout(sys.stderr):  # the peer's Trainer prints its own
         lines = measure(load, peers)
     for line in lines:
@@ -252,6 +258,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--warm-up", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--documents", nargs="+", default=["mixed", "even"])
@@ -275,7 +282,8 @@ def main() -> None:
         for dtype in given.dtypes:
             for documents in given.documents:
                 words = [sys.executable, "-m", "benchmarks.training", "--child", documents, dtype]
-                words += [str(given.tokens), str(given.steps), str(given.threads), given.device, *given.peers]
+                words += [str(given.tokens), str(given.steps), str(given.threads), given.device]
+                words += [str(given.warm_up), *given.peers]
                 ended = process.run(words, environment, timed=True)
                 about = {**common, "allocator": allocator, "dtype": dtype, "documents": documents}
                 about |= {"threads": given.threads, "steps": given.steps, "tokens": given.tokens}

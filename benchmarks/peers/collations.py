@@ -17,14 +17,19 @@ def padded(batch: list[list[list[int]]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
 
-def flattened(batch: list[list[list[int]]]) -> dict[str, torch.Tensor]:
+def flattened(batch: list[list[list[int]]], **options: bool) -> dict[str, torch.Tensor]:
     """A step's documents in one row, as `transformers` packs them."""
     from transformers import DataCollatorWithFlattening
 
-    found: dict[str, torch.Tensor] = DataCollatorWithFlattening()(
+    found: dict[str, torch.Tensor] = DataCollatorWithFlattening(**options)(
         [{"input_ids": each, "labels": each} for each in batch[0]]
     )
     return found
 
 
-COLLATIONS = {"padded": padded, "flattened": flattened}
+def bounded(batch: list[list[list[int]]]) -> dict[str, torch.Tensor]:
+    """`flattened`, with the bounds by which flash-linear-attention (this needs it) keeps documents apart."""
+    return flattened(batch, return_flash_attn_kwargs=True)
+
+
+COLLATIONS = {"padded": padded, "flattened": flattened, "bounded": bounded}

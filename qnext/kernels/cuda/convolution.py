@@ -1,4 +1,7 @@
-"""The short causal convolution over a whole row: a shifted copy a tap, empty where a document begins."""
+"""The short causal convolution over a whole row: a shifted copy a tap, empty where a document begins.
+
+The kernel of flash-linear-attention takes its place where there is one (`library`).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,18 @@ from torch.nn import functional as F
 from .. import reference
 from ..documents import documents
 from ..ops import Row
+from .library import library_for
 
 
 def causal_conv(x_TC: Tensor, weight_CW: Tensor, row: Row, state_SCW: Tensor | None) -> Tensor:
     """See `Ops.causal_conv`."""
     if state_SCW is not None:
         return reference.causal_conv(x_TC, weight_CW, row, state_SCW)
-    places_T1 = documents(row.lengths, x_TC.device).places.unsqueeze(1)
+    found = documents(row.lengths, x_TC.device)
+    if library := library_for(x_TC):
+        out, _ = library.convolution(x_TC[None], weight_CW, activation="silu", cu_seqlens=found.bounds)
+        return out[0]
+    places_T1 = found.places.unsqueeze(1)
     *earlier, newest = weight_CW.float().unbind(1)
     total = x_TC.float() * newest
     for back, weight in enumerate(reversed(earlier), 1):

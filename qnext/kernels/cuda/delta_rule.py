@@ -1,15 +1,11 @@
 """The gated delta rule over whole documents: all chunks of all documents at once, but for one product a
 turn that carries states from chunk to chunk.
 
-The kernels of flash-linear-attention take its place where that library is installed and trusts itself.
+The kernel of flash-linear-attention takes its place where there is one (`library`).
 Legend: as in `reference.delta_rule`; M chunks of all documents, in order.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +15,7 @@ from ..documents import Chunks, chunks, documents
 from ..ops import DeltaCache, Row
 from ..reference.delta_rule import CHUNK, unit, within
 from ..rows import collect, spread
+from .library import library_for
 
 
 def gated_delta_rule(
@@ -34,14 +31,14 @@ def gated_delta_rule(
     if cache is not None:
         return reference.gated_delta_rule(q_TKC, k_TKC, v_TVU, g_TV, beta_TV, row, cache)
     with torch.autocast(q_TKC.device.type, enabled=False):
-        if q_TKC.is_cuda and q_TKC.dtype != torch.float32 and (kernel := flash_linear_attention()):
+        if library := library_for(q_TKC):
             repeat = v_TVU.shape[1] // q_TKC.shape[1]
             q, k = (x.repeat_interleave(repeat, 1)[None] for x in (q_TKC, k_TKC))
             bounds = documents(row.lengths, q_TKC.device).bounds
             options = {"scale": q.shape[-1] ** -0.5, "use_qk_l2norm_in_kernel": True, "cu_seqlens": bounds}
-            given, _ = kernel(q, k, v_TVU[None], g=g_TV.float()[None], beta=beta_TV.float()[None], **options)
-            found: Tensor = given[0].float()
-            return found
+            gates = {"g": g_TV.float()[None], "beta": beta_TV.float()[None]}
+            found, _ = library.delta_rule(q, k, v_TVU[None], **gates, **options)
+            return found[0].float()
         q = unit(q_TKC) * q_TKC.shape[-1] ** -0.5
         inputs = (q, unit(k_TKC), v_TVU.float(), g_TV.float(), beta_TV.float())
         laid = chunks(row.lengths, q.device, CHUNK)
@@ -74,19 +71,3 @@ def _states(carry_MVCC: Tensor, added_MVCU: Tensor, counts: tuple[int, ...]) -> 
         live = torch.baddbmm(additions[turn], carries[turn], live)[: count * heads]
         states.append(live)
     return torch.cat(states).view_as(added_MVCU)
-
-
-@cache
-def flash_linear_attention() -> Callable[..., Any] | None:
-    """The library's kernel; None where it is not installed, or refuses: its backward is wrong on Hopper with
-    the Triton versions named here."""
-    try:
-        import triton
-        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
-    except ImportError:
-        return None
-    version = tuple(int(part) for part in triton.__version__.split("+")[0].split(".")[:3])
-    if torch.cuda.get_device_capability()[0] == 9 and (3, 4, 0) <= version < (3, 7, 1):
-        return None
-    found: Callable[..., Any] = chunk_gated_delta_rule
-    return found
