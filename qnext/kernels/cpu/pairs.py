@@ -43,7 +43,7 @@ from .simd import (
 )
 
 MOST = 4  # tokens at once: with more, their sums would not fit the sixteen registers of 32 bytes
-AHEAD = 8192  # bytes that are asked for before they are read
+AHEAD, NEAR = 8192, 4096  # bytes that are asked for before they are read; with one token
 LINES = 4  # of 4-bit codes, whose pairs (at most 2 * 15 * 127) add up within 16 bits
 
 
@@ -108,8 +108,7 @@ def nibbles(tokens, data, row, width, ints):  # type: ignore[no-untyped-def]
         part[t] = fill_i32(np.int32(0))
     for i in range(LINES):
         line = load_i32(data + 64 * i)
-        if tokens > 1:
-            prefetch_l2(data + 64 * i + AHEAD)
+        prefetch_l2(data + 64 * i + (AHEAD if tokens > 1 else NEAR))
         low, high = masked(line, 0x0F0F0F0F), masked(shift_right(line, 4), 0x0F0F0F0F)
         for t in range(tokens):
             part[t] = add_16(part[t], pairs(low, spread_i32(row + t * width + 8 * i)))
@@ -124,8 +123,7 @@ def bytes_of(tokens, data, row, width, ints):  # type: ignore[no-untyped-def]
     """Add the products of a line of 8-bit codes."""
     tokens = literally(tokens)
     line = centred(load_i32(data))
-    if tokens > 1:
-        prefetch_l2(data + AHEAD)
+    prefetch_l2(data + (AHEAD if tokens > 1 else NEAR))
     size = sizes(line)  # times a code of the input, twice: at most 2 * 128 * 127
     for t in range(tokens):
         ints[t] = ints[t] + neighbours(pairs(size, signed_as(spread_i32(row + t * width), line)))
