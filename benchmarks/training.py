@@ -37,7 +37,7 @@ from typing import Any
 
 import torch
 
-from qnext.kernels.cuda.library import flash_linear_attention
+from qnext.kernels.cuda.fla_kernels import flash_linear_attention
 from qnext.model.config import ModelConfig
 from qnext.model.qwen3_next import Qwen3Next
 from qnext.train.batch import Batch

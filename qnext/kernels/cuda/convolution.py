@@ -1,6 +1,6 @@
 """The short causal convolution over a whole row: a shifted copy a tap, empty where a document begins.
 
-The kernel of flash-linear-attention takes its place where there is one (`library`).
+The kernel of flash-linear-attention takes its place where there is one (`fla_kernels`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .. import reference
 from ..documents import documents
 from ..ops import Row
-from .library import library_for
+from .fla_kernels import library_for
 
 
 def causal_conv(x_TC: Tensor, weight_CW: Tensor, row: Row, state_SCW: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """The gated delta rule over whole documents: all chunks of all documents at once, but for one product a
 turn that carries states from chunk to chunk.
 
-The kernel of flash-linear-attention takes its place where there is one (`library`).
+The kernel of flash-linear-attention takes its place where there is one (`fla_kernels`).
 Legend: as in `reference.delta_rule`; M chunks of all documents, in order.
 """
 
@@ -15,7 +15,7 @@ from ..documents import Chunks, chunks, documents
 from ..ops import DeltaCache, Row
 from ..reference.delta_rule import CHUNK, unit, within
 from ..rows import collect, spread
-from .library import library_for
+from .fla_kernels import library_for
 
 
 def gated_delta_rule(
