@@ -35,7 +35,7 @@ from .simd import (
     store,
     to_float,
 )
-from .tiles import UNIT, tiles
+from .tiles import USED, tiles
 
 AHEAD = 8192  # bytes that are asked for before they are read, where there is enough to do meanwhile: with few
 FEW = 1  # token the processor looks far enough ahead by itself, and asking is in its way
@@ -145,7 +145,7 @@ def dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: i
 
     `matrix`: addresses of data and scales, bytes of a block's data, groups, columns a group. `x`: columns,
     then addresses of the rows (codes where `coded`, else floats), their scales and sums. `desk`: a thread's
-    `desk_size` bytes, where tiles are used.
+    `tiles.DESK` bytes, where tiles are used.
     """
     raise NotImplementedError("compiled code only")
 
@@ -154,7 +154,7 @@ def dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: i
 def _dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
     # Only one of them is compiled at all.
     product = floats if not coded.literal_value else pairs.codes if IN_PAIRS else codes
-    in_tiles, eights = UNIT and coded.literal_value, EIGHTS
+    in_tiles, eights = USED and coded.literal_value, EIGHTS
 
     def by_eights(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
         if in_tiles:

@@ -24,7 +24,7 @@ from .jit import inline, reader
 from .linear import Matrix
 from .simd import copy, fill, fma, load, peek, peek_i32, poke, poke_i32, poke_word, spread, store, word
 from .task import Task
-from .tiles import desk_size, tiled
+from .tiles import DESK, SPARE, leave_unit, take_unit, tiled
 from .workspace import Workspace
 
 BLOCK = 256  # tokens of one expert that are multiplied at a time: they stay in a core's cache
@@ -110,14 +110,15 @@ def mix(
     floats = workspace.address("experts.floats", 4 * pairs * width)
     mid = (
         width,
-        workspace.address("experts.codes", pairs * width) if coded else floats,
-        workspace.address("experts.scales", 4 * pairs * groups),
+        workspace.address("experts.codes", (pairs + SPARE) * width) if coded else floats,
+        workspace.address("experts.scales", 4 * (pairs + SPARE) * groups),
         workspace.address("experts.sums", 4 * pairs * groups),
     )
     block, desks = min(BLOCK, tokens), 0
-    room = block * (inputs.width * (2 if coded else 4) + 128)  # products, then rows, their scales and sums
+    # products, then rows, their scales and sums
+    room = (block + SPARE) * (inputs.width * (2 if coded else 4) + 128)
     if coded and tiled(pairs):
-        desks = workspace.address("tiles", threads * desk_size(max(inputs.width, width)))
+        desks = workspace.address("tiles", threads * DESK)
     numbers = (
         *(inputs.by_codes if coded else inputs.by_floats),
         *mid,
@@ -323,7 +324,7 @@ def narrow(bits, coded, job, weight, begin, end, part):  # type: ignore[no-untyp
 @inline
 def share_of(job: Mixing, blocks: int, thread: int, threads: int) -> tuple[int, int, int, int]:
     """A thread's blocks of columns, and its memory."""
-    desk = job.desks + thread * desk_size(max(job.width, job.mid_width))
+    desk = job.desks + thread * DESK
     here = job.scratch + thread * job.room
     return blocks * thread // threads, blocks * (thread + 1) // threads, here, desk
 
@@ -335,11 +336,13 @@ def _mixture(bits: int, coded: bool) -> Task:
     def widen_all(address, thread, threads):  # type: ignore[no-untyped-def]
         job = read_mixing(address)
         part = share_of(job, job.inner, thread, threads)
+        take_unit(job.desks)
         for e in range(job.experts):
             begin, end, at = word(job.begins + 8 * e), word(job.begins + 8 * e + 8), job.up_at + 16 * e
             if begin < end:
                 weight = (word(at), word(at + 8), job.up_size, job.up_groups, job.up_group)
                 widen(bits, coded, job, weight, begin, end, part)
+        leave_unit(job.desks)
 
     def round_all(address, thread, threads):  # type: ignore[no-untyped-def]
         job = read_mixing(address)
@@ -356,6 +359,7 @@ def _mixture(bits: int, coded: bool) -> Task:
     def narrow_all(address, thread, threads):  # type: ignore[no-untyped-def]
         job = read_mixing(address)
         part = share_of(job, job.outer, thread, threads)
+        take_unit(job.desks)
         for t in range(job.tokens):
             at = 64 * (t * job.outer + part[0])
             copy(job.out + at, job.residual + at, 64 * (part[1] - part[0]))
@@ -364,5 +368,6 @@ def _mixture(bits: int, coded: bool) -> Task:
             if begin < end:
                 weight = (word(at), word(at + 8), job.down_size, job.down_groups, job.down_group)
                 narrow(bits, coded, job, weight, begin, end, part)
+        leave_unit(job.desks)
 
     return Task(widen_all, round_all, narrow_all)

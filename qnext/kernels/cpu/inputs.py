@@ -34,6 +34,7 @@ from .simd import (
     total_i32,
 )
 from .task import Task
+from .tiles import SPARE
 from .workspace import Workspace
 
 ONE, ZERO = np.float32(1), np.float32(0)
@@ -164,8 +165,10 @@ class Inputs:
         codes = 0, 0, 0
         if group:
             groups = width // group
-            self.codes = workspace.take(f"{name}.codes", (tokens, width), torch.int8)
-            self.scales = workspace.take(f"{name}.scales", (tokens, groups), torch.float32)
+            self.codes = workspace.take(f"{name}.codes", (tokens, width), torch.int8, SPARE * width)
+            self.scales = workspace.take(
+                f"{name}.scales", (tokens, groups), torch.float32, 4 * SPARE * groups
+            )
             self.sums = workspace.take(f"{name}.sums", (tokens, groups), torch.int32)
             codes = self.codes.data_ptr(), self.scales.data_ptr(), self.sums.data_ptr()
             self.by_codes = (width, *codes)

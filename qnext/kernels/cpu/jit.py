@@ -36,7 +36,7 @@ def folder(package: Path | None = None) -> Path:
     here = Path(__file__).parent
     for path in sorted(path for source in {here, package or here} for path in source.glob("*.py")):
         digest.update(path.read_bytes())
-    digest.update(f"{isa.level()} {isa.has_bf16()} {numba.__version__}".encode())
+    digest.update(f"{isa.level()} {isa.has_bf16()} {isa.uses_tiles()} {numba.__version__}".encode())
     home = os.environ.get("QNEXT_KERNEL_CACHE") or platformdirs.user_cache_path("qnext") / "kernels"
     return Path(home) / digest.hexdigest()
 
@@ -88,6 +88,12 @@ def inline(function: Callable[..., Any]) -> Callable[..., Any]:
     """A part of kernels: compiled into each that calls it. Python cannot call it, which saves much time."""
     options: dict[str, Any] = {**PLAIN, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     compiled: Callable[..., Any] = numba.njit(**options)(function)
+    return compiled
+
+
+def pasted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`inline` whatever its size: a call in the innermost loop would put all registers down."""
+    compiled: Callable[..., Any] = numba.njit(inline="always", **PLAIN)(function)
     return compiled
 
 

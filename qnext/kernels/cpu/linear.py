@@ -20,7 +20,7 @@ from .inputs import Inputs, Source, float_bits, prepare_rows, prepare_share
 from .jit import reader
 from .simd import load, store
 from .task import Task
-from .tiles import desk_size, tiled
+from .tiles import DESK, leave_unit, take_unit, tiled
 from .workspace import Workspace
 
 BLOCK = 256  # tokens whose rows stay in a core's cache while the weights go by
@@ -59,7 +59,7 @@ def linear(inputs: Inputs, weight: Matrix, out_TN: Tensor, *, add: Tensor | None
         more, more_step = add.data_ptr(), 4 * add.stride(0) if add.ndim == 2 else 0
     source, desks = inputs.pending(), 0
     if coded and tiled(tokens):
-        desks = inputs.workspace.address("tiles", numba.get_num_threads() * desk_size(weight.width))
+        desks = inputs.workspace.address("tiles", numba.get_num_threads() * DESK)
     numbers = (
         *(inputs.by_codes if coded else inputs.by_floats),
         *weight.address,
@@ -123,7 +123,8 @@ def _product(bits: int, coded: bool) -> Task:
         job = read_job(address + AFTER_SOURCE)
         x = (job.width, job.rows, job.row_scales, job.row_sums)
         weight = (job.data, job.scales, job.size, job.groups, job.group)
-        desk = job.desks + thread * desk_size(job.width)
+        desk = job.desks + thread * DESK
+        take_unit(job.desks)
         for first in range(0, job.tokens, BLOCK):
             last = min(first + BLOCK, job.tokens)
             for block in range(job.blocks * thread // threads, job.blocks * (thread + 1) // threads):
@@ -133,5 +134,6 @@ def _product(bits: int, coded: bool) -> Task:
                     for t in range(first, last):
                         to = job.out + t * job.step + 64 * block
                         store(to, load(to) + load(job.add + t * job.add_step + 64 * block))
+        leave_unit(job.desks)
 
     return Task(prepare_share, multiply)

@@ -385,6 +385,12 @@ def masked(build: Build, x: Any, bits: int) -> Any:
     return build.and_(x, every(VI, bits))
 
 
+@op(i32x16, i32x16, literal)
+def less(build: Build, x: Any, number: int) -> Any:
+    """x - number in each byte, whatever carries (vpsubb)."""
+    return build.bitcast(build.sub(build.bitcast(x, VB), every(VB, number)), VI)
+
+
 @op(f32x16, i32x16, integer)
 def nibble(build: Build, x: Any, shift: Any) -> Any:
     """(x >> shift & 15) - 8 as floats (vpermps in a table of 16)."""

@@ -1,15 +1,18 @@
 """Products of codes in tiles of 16 by 16: what a matrix unit (AMX) does, for sixteen tokens at a time.
 
 Called by `dot` where the level has it. Invariant: sums of codes are exact, and scaled in the order of
-`dot.codes`, so that a token's result is the same to the bit in either. At other levels `tile_product` is
-arithmetic that gives the same, which is how this file is tested anywhere.
+`dot.codes`, so that a token's result is the same to the bit in either. Elsewhere vectors do the unit's part,
+if `QNEXT_TILES` asks for tiles: slower than no tiles, but the rest of this file is tested anywhere.
 
-A tile of inputs is 16 tokens by 64 codes, read in place. A tile of weights is 64 columns of 16 rows, four
-columns of each row side by side: two lines of 8 bits, or what one line of 4 bits unfolds to.
+A tile of inputs is 16 tokens by 64 codes, read in place, and after the last token whatever lies there: see
+`SPARE`. A tile of weights is 64 columns of 16 rows, four columns of each row side by side, unfolded on a desk
+to signed bytes. So many are unfolded at a time as stay in the first cache while all tokens pass by. The unit
+works a pair of groups ahead of the vectors that scale its sums: a sum is ready long after it was asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +21,7 @@ from numba import literally
 from numba.core import cgutils
 
 from . import isa
-from .jit import inline
+from .jit import inline, pasted
 from .simd import (
     I8,
     Build,
@@ -28,13 +31,16 @@ from .simd import (
     fill,
     fill_i32,
     fma,
+    less,
     literal,
+    load,
     load_bf16,
     load_i32,
     masked,
     op,
-    peek_i32,
+    prefetch_l2,
     registers_f32,
+    shift_left,
     shift_right,
     spread,
     spread_i32,
@@ -46,25 +52,24 @@ from .simd import (
 
 SIDE, DEPTH = 16, 64  # tokens and rows of a tile, and codes of each
 TILE = SIDE * DEPTH  # bytes
-UNIT = isa.has("amx")
+UNIT, USED = isa.has("amx"), isa.uses_tiles()
+FEWEST = 5  # tokens: fewer are sooner done by vectors
+SPARE = SIDE - 1 if USED else 0  # rows of inputs, and their scales, that may be read after the last
+HELD, SUMS = 16, 4  # tiles of weights that are unfolded at a time, and of sums
+DESK = (HELD + SUMS) * TILE  # bytes that a thread needs
+AHEAD = 8192  # bytes of weights that are asked for before they are read
 
 
 def tiled(tokens: int) -> bool:
     """Whether products of so many tokens are done in tiles."""
-    return UNIT and tokens >= SIDE
-
-
-@inline
-def desk_size(width: int) -> int:
-    """Bytes that a thread needs: 16 rows of weights unfolded, and a tile of sums."""
-    return SIDE * width + TILE
+    return USED and tokens >= FEWEST
 
 
 def _config() -> ir.Constant:
-    """Palette 1; tile 0 for sums, 1 for inputs, 2 for weights: 16 rows of 64 bytes each."""
+    """Palette 1; tiles 0 and 1 for sums, 2 and 3 for inputs, 4 and 5 for weights: 16 rows of 64 bytes."""
     content = bytearray(64)
     content[0] = 1
-    for tile in range(3):
+    for tile in range(6):
         content[16 + 2 * tile], content[48 + tile] = DEPTH, SIDE
     return ir.Constant(ir.ArrayType(I8, 64), content)
 
@@ -105,71 +110,109 @@ def tile_store(build: Build, tile: int, p: Any, step: Any) -> None:
 
 
 @op(types.void, literal, literal, literal)
-def tile_dot(build: Build, sums: int, signed: int, unsigned: int) -> None:
-    """Add the products of four pairs of bytes to each sum (tdpbsud)."""
-    tiles = [ir.Constant(I8, tile) for tile in (sums, signed, unsigned)]
-    call(build, "llvm.x86.tdpbsud", ir.VoidType(), *tiles)
+def tile_dot(build: Build, sums: int, left: int, right: int) -> None:
+    """Add the products of four pairs of signed bytes to each sum (tdpbssd)."""
+    tiles = [ir.Constant(I8, tile) for tile in (sums, left, right)]
+    call(build, "llvm.x86.tdpbssd", ir.VoidType(), *tiles)
+
+
+def _by_unit(lane: int) -> Callable[..., Any]:
+    """In one of two sets of tiles, so that one need not wait for the other."""
+    sums, left, right = lane, 2 + lane, 4 + lane
+
+    @pasted
+    def product(rows: int, step: int, weights: int, count: int, out: int) -> None:
+        tile_zero(sums)
+        for k in range(count):
+            tile_load(left, rows + DEPTH * k, step)
+            tile_load(right, weights + TILE * k, 64)
+            tile_dot(sums, left, right)
+        tile_store(sums, out, 64)
+
+    return product
 
 
 @inline
-def by_unit(a: int, a_step: int, b: int, count: int, out: int) -> None:
-    tile_zero(0)
-    for k in range(count):
-        tile_load(1, a + DEPTH * k, a_step)
-        tile_load(2, b + TILE * k, 64)
-        tile_dot(0, 1, 2)
-    tile_store(0, out, 64)
-
-
-@inline
-def by_vectors(a: int, a_step: int, b: int, count: int, out: int) -> None:
+def by_vectors(rows: int, step: int, weights: int, count: int, out: int) -> None:
     for t in range(SIDE):
-        sums = fill_i32(np.int32(0))
-        for k in range(SIDE * count):
-            sums = dot_u8_i8(sums, load_i32(b + 64 * k), spread_i32(a + t * a_step + 4 * k))
-        store_i32(out + 64 * t, sums)
+        sums, over = fill_i32(np.int32(0)), fill_i32(np.int32(0))
+        for k in range(SIDE * count):  # 128 too much in each weight: vectors want one side unsigned
+            codes = spread_i32(rows + t * step + 4 * k)
+            sums = dot_u8_i8(sums, less(load_i32(weights + 64 * k), -128), codes)
+            over = dot_u8_i8(over, fill_i32(np.int32(0x01010101)), codes)
+        store_i32(out + 64 * t, sums - shift_left(over, 7))
 
 
-tile_product = by_unit if UNIT else by_vectors
-"""Sums [16, 16] of `count` pairs of tiles: signed inputs at `a`, tokens `a_step` bytes apart, by unsigned
-weights at `b`."""
+even, odd = (_by_unit(0), _by_unit(1)) if UNIT else (by_vectors, by_vectors)
+"""Sums [16, 16] of `count` pairs of tiles: tokens at `rows`, `step` bytes apart, by weights side by side."""
+
+
+@inline
+def take_unit(desks: int) -> None:
+    """Before a thread's products, if there is a desk for them."""
+    if UNIT:  # noqa: SIM102 (Numba leaves out what is known to be false)
+        if desks != 0:
+            configure()
+
+
+@inline
+def leave_unit(desks: int) -> None:
+    """After them: a thread whose tiles are in use is dear to switch to."""
+    if UNIT:  # noqa: SIM102 (Numba leaves out what is known to be false)
+        if desks != 0:
+            release()
+
+
+@inline
+def unfold(bits, data, count, to):  # type: ignore[no-untyped-def]
+    """So many tiles of packed weights as signed bytes."""
+    bits = literally(bits)
+    for i in range(count * SIDE * bits // 8):
+        line = load_i32(data + 64 * i)
+        prefetch_l2(data + 64 * i + AHEAD)
+        if bits == 4:
+            store_i32(to + 128 * i, less(masked(line, 0x0F0F0F0F), 8))
+            store_i32(to + 128 * i + 64, less(masked(shift_right(line, 4), 0x0F0F0F0F), 8))
+        else:
+            store_i32(to + 64 * i, less(line, -128))
 
 
 @inline
 def tiles(bits, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
-    """As many sixteens of tokens as there are, as `dot.dot` -> the first token that is left. None where
-    groups are shorter than a tile."""
+    """As many sixteens of tokens as there are, and one of fewer if these are not too few, as `dot.dot` -> the
+    first token that is left. None where groups are not whole tiles."""
     bits = literally(bits)
     data, scales, size, groups, group = matrix
-    width, rows, row_scales, row_sums = x
-    if group % DEPTH or first + SIDE > last:
+    width, rows, row_scales, _ = x
+    count, left = group // DEPTH, (last - first) % SIDE
+    whole = last if left >= FEWEST else last - left
+    if group % DEPTH or count > HELD or whole == first:
         return first
-    data, scales, count = data + block * size, scales + block * groups * 32, group // DEPTH
-    sums, ints = desk, desk + TILE
-    if bits == 4:
-        for i in range(size // 64):
-            line = load_i32(data + 64 * i)
-            store_i32(ints + 128 * i, masked(line, 0x0F0F0F0F))
-            store_i32(ints + 128 * i + 64, masked(shift_right(line, 4), 0x0F0F0F0F))
-        data = ints
-    zero = np.int32(-8 if bits == 4 else -128)
-    if UNIT:
-        configure()
-    acc = registers_f32(16)
-    while first + SIDE <= last:
-        for t in range(SIDE):
-            acc[t] = fill(np.float32(0))
-        for g in range(groups):
-            tile_product(rows + first * width + g * group, width, data + g * count * TILE, count, sums)
-            scale = load_bf16(scales + 32 * g)
-            for t in range(SIDE):
-                at = 4 * ((first + t) * groups + g)
-                whole = load_i32(sums + 64 * t) + fill_i32(peek_i32(row_sums + at) * zero)
-                acc[t] = fma(to_float(whole), scale * spread(row_scales + at), acc[t])
-        for t in range(SIDE):
-            store(out + t * step, acc[t])
-        first += SIDE
-        out += SIDE * step
-    if UNIT:
-        release()
-    return first
+    data, scales, sums = data + block * size, scales + block * groups * 32, desk + HELD * TILE
+    many, acc = HELD // count, registers_f32(SIDE)
+    for g in range(0, groups, many):
+        here = min(many, groups - g)
+        unfold(bits, data + g * count * TILE * bits // 8, here * count, desk)
+        for t in range(first, whole, SIDE):
+            to, own = out + (t - first) * step, min(SIDE, last - t)
+            row, scale_at = rows + t * width + g * group, row_scales + 4 * (t * groups + g)
+            for i in range(SIDE):
+                acc[i] = fill(np.float32(0))
+            if g > 0:
+                for i in range(SIDE):
+                    acc[i] = load(to + min(i, own - 1) * step)
+            for h in range(0, here + 2, 2):
+                if h < here:
+                    at = sums + h % SUMS * TILE
+                    even(row + h * group, width, desk + h * count * TILE, count, at)
+                if h + 1 < here:
+                    at = sums + (h + 1) % SUMS * TILE
+                    odd(row + (h + 1) * group, width, desk + (h + 1) * count * TILE, count, at)
+                for done in range(max(h - 2, 0), min(h, here)):
+                    scale, at = load_bf16(scales + 32 * (g + done)), sums + done % SUMS * TILE
+                    for i in range(SIDE):
+                        factor = scale * spread(scale_at + 4 * (i * groups + done))
+                        acc[i] = fma(to_float(load_i32(at + 64 * i)), factor, acc[i])
+            for i in range(SIDE - 1, -1, -1):  # what is no token's goes to the last one's place, before it
+                store(to + min(i, own - 1) * step, acc[i])
+    return whole

@@ -40,13 +40,14 @@ class Workspace:
             self.moves += 1
         return found[0]
 
-    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A piece as a contiguous tensor. The same shape again is the same tensor."""
+    def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, spare: int = 0) -> Tensor:
+        """A piece as a contiguous tensor, with some bytes after it that may be read. The same shape again is
+        the same tensor."""
         known = self._tensors.get(name)
         if known is not None and known.shape == shape and known.dtype == dtype:
             return known
         size = prod(shape) * dtype.itemsize
-        begin = self.address(name, size)
+        begin = self.address(name, size + spare)
         memory = self._pieces[name][2]
         first = begin - memory.data_ptr()
         found = self._tensors[name] = memory[first : first + size].view(dtype).view(shape)

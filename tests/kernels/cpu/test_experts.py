@@ -13,17 +13,16 @@ from qnext.kernels.packed import BITS, ZERO, Packed, dequantise, quantise
 from qnext.kernels.reference.experts import route, swiglu
 
 CASES = [(kind, coded) for kind in BITS for coded in ((False, True) if kind in ZERO else (False,))]
-GROUP = 32
 
 
 class Layer:
     """Random experts, the last one shared; `floats` are what their bytes mean."""
 
-    def __init__(self, kind: str, count: int, hidden: int, inner: int) -> None:
+    def __init__(self, kind: str, count: int, hidden: int, inner: int, group: int) -> None:
         halves = torch.randn(count + 1, 2, inner // 16, 16, hidden) / hidden**0.5
         blocks = halves.transpose(1, 2).reshape(count + 1, 2 * inner, hidden)
-        self.up = quantise(blocks, kind, GROUP)
-        self.down = quantise(torch.randn(count + 1, hidden, inner) / inner**0.5, kind, GROUP)
+        self.up = quantise(blocks, kind, group)
+        self.down = quantise(torch.randn(count + 1, hidden, inner) / inner**0.5, kind, group)
         back = dequantise(self.up).view(count + 1, inner // 16, 2, 16, hidden).transpose(1, 2)
         self.floats = back.reshape(count + 1, 2 * inner, hidden).double(), dequantise(self.down).double()
         self.experts = Experts(
@@ -45,13 +44,14 @@ def _cut(packed: Packed, which: slice | int) -> Packed:
 
 
 @pytest.mark.parametrize(("kind", "coded"), CASES)
-@pytest.mark.parametrize(("count", "top_k", "hidden", "inner"), [(14, 4, 128, 64), (8, 2, 64, 48)])
-def test_mixture(kind: str, coded: bool, count: int, top_k: int, hidden: int, inner: int) -> None:
-    layer = Layer(kind, count, hidden, inner)
-    for tokens in (1, 5, 300):
+@pytest.mark.parametrize("shape", [(14, 4, 128, 64, 32), (8, 2, 64, 48, 32), (6, 2, 128, 64, 64)], ids=str)
+def test_mixture(kind: str, coded: bool, shape: tuple[int, ...]) -> None:
+    count, top_k, hidden, inner, group = shape
+    layer = Layer(kind, count, hidden, inner, group)
+    for tokens in (1, 5, 17, 300):
         x, residual = torch.randn(tokens, hidden), torch.randn(tokens, hidden)
         scores = torch.randn(tokens, 16 * -(-(count + 1) // 16)) * 2
-        out = layer.run(x, scores, residual, top_k, GROUP if coded else 0)
+        out = layer.run(x, scores, residual, top_k, group if coded else 0)
         _, weights, chosen = route(scores[:, :count], top_k, True)
         want = residual.double()
         for e in range(count + 1):
@@ -59,7 +59,7 @@ def test_mixture(kind: str, coded: bool, count: int, top_k: int, hidden: int, in
             want = want + share[:, None].double() * swiglu(x.double(), *(each[e] for each in layer.floats))
         assert (out - want).norm() / (want - residual).norm() < (3e-2 if coded else 2e-6)
         last = slice(tokens - 1, tokens)
-        alone = layer.run(x[last], scores[last], residual[last], top_k, GROUP if coded else 0)
+        alone = layer.run(x[last], scores[last], residual[last], top_k, group if coded else 0)
         assert torch.equal(alone[0], out[-1])
 
 

@@ -1,4 +1,4 @@
-"""The kernels' tests of this folder once more at each lower level of instructions."""
+"""The kernels' tests of this folder once more at each lower level of instructions, and with tiles."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ LOWER = [level for level in isa.LEVELS if level != isa.level() and isa.has(level
 # Files of which a level makes something else than the one below it; where nothing stands, all of them.
 OWN = {"avx2": ["test_experts.py", "test_linear.py", "test_tiles.py"]}
 CASES = [(file, level) for level in LOWER for file in OWN.get(level, FILES)]
+TILES = "tiles"
+IN_TILES = ["test_experts.py", "test_linear.py"]  # where there is no unit, vectors do it; codes alone
+CASES += [] if isa.uses_tiles() else [(file, TILES) for file in IN_TILES]
 
 Runs = dict[tuple[str, str], "Future[subprocess.CompletedProcess[str]]"]
 
 
 def run(file: str, level: str) -> subprocess.CompletedProcess[str]:
+    only, asked = (["-k", "True"], {"QNEXT_TILES": "1"}) if level == TILES else ([], {"QNEXT_ISA": level})
+    words = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *only, str(HERE.parent / file)]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE.parent / file)],
-        env={**os.environ, "QNEXT_ISA": level},
+        [sys.executable, *words],
+        env={**os.environ, **asked},
         capture_output=True,
         text=True,
         cwd=HERE.parents[3],

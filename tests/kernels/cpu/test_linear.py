@@ -11,6 +11,15 @@ from qnext.kernels.cpu.linear import Matrix, linear, normalise
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.packed import BITS, ZERO, dequantise, quantise
 
+SHAPES = (  # rows, columns, tokens, group; the last three in tiles, where there are such
+    (48, 96, 1, 32),
+    (33, 256, 7, 32),
+    (80, 160, 15, 32),
+    (16, 64, 300, 32),
+    (33, 128, 277, 64),
+    (16, 2112, 21, 64),
+    (48, 640, 6, 128),
+)
 CASES = [(kind, coded) for kind in BITS for coded in ((False, True) if kind in ZERO else (False,))]
 
 
@@ -21,10 +30,10 @@ def normed(x: Tensor, weight: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("kind", "coded"), CASES)
 def test_product(kind: str, coded: bool) -> None:
-    for rows, columns, tokens in ((48, 96, 1), (33, 256, 7), (80, 160, 15), (16, 64, 300)):
-        packed, workspace = quantise(torch.randn(rows, columns), kind, 32), Workspace()
+    for rows, columns, tokens, group in SHAPES:
+        packed, workspace = quantise(torch.randn(rows, columns), kind, group), Workspace()
         x, weight = torch.randn(tokens, columns), torch.randn(columns) / 10
-        group = 32 if coded else 0
+        group = group if coded else 0
         inputs = Inputs(x, packed.width, group, workspace, norm=weight, eps=1e-6)
         out = torch.full((tokens, 16 * packed.data.shape[0]), float("nan"))
         add = torch.randn(out.shape)
