@@ -1,13 +1,15 @@
 """Whether guessing ahead ever costs: tokens a second with 0 to 3 guesses, and with as many as pays.
 
-    python benchmarks/speculation.py [MODEL] [rounds] [batch …]
+    python benchmarks/speculation.py [MODEL] [seconds] [batch …]
 
-Every engine answers the same prompts, four for each place in its batch and of several lengths, so that the
-batch stays full and places fall free one by one; rounds are interleaved, each beginning with another engine,
-so that a busy machine hits all alike, and all engines run on the same weights in memory, as where these lie
-moves a small model's speed by several per cent. Prints one JSON line a batch size: medians of the rounds, and
-what `adaptive` reaches of the best fixed number, round by round. The best of several noisy medians is good by
-luck too: `adaptive_over_best_apart` is held against the one that the other half of the rounds finds best.
+Engines answer the same prompts, each with as many answers as the batch has places, on the same weights in
+memory, as where these lie moves a small model's speed by several per cent. They take turns of a few tokens
+for each answer, some fifty milliseconds, and so are always at the same place of the same texts: a shared
+machine's speed swings by half within seconds, and some texts are guessed twice as well as others. Prints one
+JSON line a batch size, after `seconds` of rounds of turns: tokens of all turns over their seconds, and what
+`adaptive` reaches of the best fixed number. The best of several noisy figures is good by luck too:
+`adaptive_over_best_apart` is held against the number that the other half of the rounds finds best, and
+`apart_within` says where it lies in nine of ten resamplings of the rounds.
 """
 
 from __future__ import annotations
@@ -17,12 +19,19 @@ import platform
 import subprocess
 import sys
 import time
-from statistics import median
+from itertools import cycle
+from random import Random
+from statistics import mean, quantiles
+
+import torch
 
 from qnext import EngineConfig, SamplingParams
-from qnext.engine.engine import Engine
 from qnext.engine.request import Request
-from qnext.model.network import load_network
+from qnext.engine.sequence import Sequence
+from qnext.engine.steps import Steps
+from qnext.engine.stream import Stream, deliver
+from qnext.kernels.cpu.team import leave_cores_to_kernels
+from qnext.model.network import Network, load_network
 from qnext.models import locate
 from qnext.text.chat import Chat
 
@@ -36,77 +45,120 @@ QUESTIONS = (
     "Hello, who are you?",
 )
 LENGTHS = (80, 213, 160, 101, 240, 133, 187)
-TURNS = 4
+WAVES = 4  # prompts for each place
+TURN = 16  # tokens for each place
+WARM_UP = 20  # rounds that do not count: kernels, kept prompts, and what guesses cost
+
+Turn = tuple[int, float]  # tokens, and seconds
 
 
-def requests(chat: Chat, batch: int) -> list[Request]:
+def requests(chat: Chat, count: int) -> list[Request]:
     found = []
-    for i in range(batch * TURNS):
+    for i in range(count):
         prompt = chat.encode([{"role": "user", "content": f"{QUESTIONS[i % 4]} {i}"}])
         sampling = SamplingParams(temperature=0, max_tokens=LENGTHS[i % len(LENGTHS)], ignore_eos=True)
         found.append(Request(prompt.ids, sampling, chat.eos_token_ids))
     return found
 
 
-def speed(engine: Engine, asked: list[Request]) -> tuple[float, float]:
-    """Tokens a second of all answers, and the share of guesses that were right."""
-    begun = time.perf_counter()
-    streams = [engine.submit(request) for request in asked]
-    ends = [list(stream)[-1].facts for stream in streams]
-    seconds = time.perf_counter() - begun
-    facts = [each for each in ends if each is not None]
-    drafted = sum(each.drafted_tokens for each in facts)
-    right = sum(each.accepted_tokens for each in facts) / max(1, drafted)
-    return sum(each.sampling.max_tokens or 0 for each in asked) / seconds, right
+class Player:
+    """An engine without its thread, always full."""
+
+    def __init__(self, network: Network, config: EngineConfig, asked: list[Request]) -> None:
+        self._steps, self._asked, self._count = Steps(network, config, ""), cycle(asked), 0
+        self.tokens = self.drafted = self.accepted = 0
+        for _ in range(config.max_sequences):
+            self._add()
+
+    def _add(self) -> None:
+        stream = Stream(next(self._asked), lambda _: None)
+        self._steps.scheduler.add(Sequence(stream, 0, 1 << 20, arrival=self._count))
+        self._count += 1
+
+    def play(self, until: int) -> Turn:
+        """Go on to so many tokens in all. The round that others' turns fell into is none of this engine's."""
+        self._steps._rounds.forget()
+        before, begun = self.tokens, time.perf_counter()
+        while self.tokens < until:
+            told = self._steps.step()
+            deliver(told)
+            for _, output in told:
+                self.tokens += len(output.token_ids)
+                if output.facts is not None:
+                    self.drafted += output.facts.drafted_tokens
+                    self.accepted += output.facts.accepted_tokens
+                    self._add()
+        return self.tokens - before, time.perf_counter() - begun
 
 
-def apart(found: dict[str, list[float]]) -> float:
+def speed(turns: list[Turn]) -> float:
+    return sum(tokens for tokens, _ in turns) / sum(seconds for _, seconds in turns)
+
+
+def apart(found: dict[str, list[Turn]]) -> float:
     """What `adaptive` reaches of the best fixed number, chosen by other rounds than those compared."""
-    ratios: list[float] = []
+    ratios = []
     for half in (0, 1):
-        best = max(FIXED, key=lambda name: median(found[name][1 - half :: 2]))
-        ratios += (a / b for a, b in zip(found["adaptive"][half::2], found[best][half::2], strict=True))
-    return median(ratios)
+        best = max(FIXED, key=lambda name: speed(found[name][1 - half :: 2]))
+        ratios.append(speed(found["adaptive"][half::2]) / speed(found[best][half::2]))
+    return mean(ratios)
 
 
+def within(found: dict[str, list[Turn]], draws: int = 300) -> tuple[float, float]:
+    """Where `apart` lies when as many rounds are drawn from these, nine times of ten."""
+    random, count = Random(0), len(found["adaptive"])
+    drawn = []
+    for _ in range(draws):
+        rounds = [random.randrange(count) for _ in range(count)]
+        drawn.append(apart({name: [turns[n] for n in rounds] for name, turns in found.items()}))
+    twentieths = quantiles(drawn, n=20)
+    return twentieths[0], twentieths[-1]
+
+
+@torch.inference_mode()
 def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else "tiny-instruct"
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 12
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 120
     head = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
     network, chat = load_network(locate(model)), Chat.from_pretrained(locate(model))
+    leave_cores_to_kernels()
     for batch in map(int, sys.argv[3:] or BATCHES):
         sizes = {"max_sequences": batch, "cache_bytes": 1 << 29}
-        engines = {
-            name: Engine(network, EngineConfig(draft_tokens=count, fixed_drafts=fixed, **sizes))
+        players = {
+            name: Player(
+                network,
+                EngineConfig(draft_tokens=count, fixed_drafts=fixed, **sizes),
+                requests(chat, WAVES * batch),
+            )
             for name, (count, fixed) in KINDS.items()
         }
-        asked = requests(chat, batch)
-        seen: dict[str, list[tuple[float, float]]] = {name: [] for name in KINDS}
-        for turn in range(rounds + 1):
-            for name in (*KINDS, *KINDS)[turn % len(KINDS) :][: len(KINDS)]:
-                seen[name].append(speed(engines[name], asked))
-                time.sleep(0.05)
-        found = {name: [rate for rate, _ in each[1:]] for name, each in seen.items()}  # the first warms up
-        middle = {name: median(rates) for name, rates in found.items()}
-        best = max(FIXED, key=lambda name: middle[name])
+        found: dict[str, list[Turn]] = {name: [] for name in KINDS}
+        rounds, until = 0, time.perf_counter() + seconds
+        while rounds < WARM_UP + 4 or time.perf_counter() < until:
+            for name in (*KINDS, *KINDS)[rounds % len(KINDS) :][: len(KINDS)]:
+                found[name].append(players[name].play((rounds + 1) * TURN * batch))
+            rounds += 1
+        found = {name: turns[WARM_UP:] for name, turns in found.items()}
+        speeds = {name: speed(turns) for name, turns in found.items()}
+        best = max(FIXED, key=lambda name: speeds[name])
         line = {
             "benchmark": "speculation",
             "device": platform.processor() or platform.machine(),
             "commit": commit,
             "model": model,
             "batch": batch,
-            **{f"tokens_per_second_{name}": round(value, 1) for name, value in middle.items()},
-            "accepted": {name: round(median(right for _, right in each), 2) for name, each in seen.items()},
+            "rounds": rounds - WARM_UP,
+            **{f"tokens_per_second_{name}": round(value, 1) for name, value in speeds.items()},
+            "accepted": {
+                name: round(each.accepted / max(1, each.drafted), 2) for name, each in players.items()
+            },
             "best_fixed": best,
-            "adaptive_over_best": round(
-                median(a / b for a, b in zip(found["adaptive"], found[best], strict=True)), 3
-            ),
+            "adaptive_over_best": round(speeds["adaptive"] / speeds[best], 3),
             "adaptive_over_best_apart": round(apart(found), 3),
+            "apart_within": [round(end, 3) for end in within(found)],
         }
         print(json.dumps(line), flush=True)
-        for engine in engines.values():
-            engine.close()
 
 
 if __name__ == "__main__":
