@@ -46,8 +46,8 @@ QUESTIONS = (
 )
 LENGTHS = (80, 213, 160, 101, 240, 133, 187)
 WAVES = 4  # prompts for each place
-TURN = 16  # tokens for each place
-WARM_UP = 20  # rounds that do not count: kernels, kept prompts, and what guesses cost
+TURN, EACH = 16, 4  # tokens at least, and for each place
+WARM_UP = 60  # rounds that do not count: kernels, kept prompts, and what guesses cost
 
 Turn = tuple[int, float]  # tokens, and seconds
 
@@ -67,6 +67,7 @@ class Player:
     def __init__(self, network: Network, config: EngineConfig, asked: list[Request]) -> None:
         self._steps, self._asked, self._count = Steps(network, config, ""), cycle(asked), 0
         self.tokens = self.drafted = self.accepted = 0
+        self._ended = 0.0
         for _ in range(config.max_sequences):
             self._add()
 
@@ -76,9 +77,9 @@ class Player:
         self._count += 1
 
     def play(self, until: int) -> Turn:
-        """Go on to so many tokens in all. The round that others' turns fell into is none of this engine's."""
-        self._steps._rounds.forget()
+        """Go on to so many tokens in all. Others' turns are no part of the round that they fell into."""
         before, begun = self.tokens, time.perf_counter()
+        self._steps._rounds._begun += begun - self._ended
         while self.tokens < until:
             told = self._steps.step()
             deliver(told)
@@ -88,7 +89,8 @@ class Player:
                     self.drafted += output.facts.drafted_tokens
                     self.accepted += output.facts.accepted_tokens
                     self._add()
-        return self.tokens - before, time.perf_counter() - begun
+        self._ended = time.perf_counter()
+        return self.tokens - before, self._ended - begun
 
 
 def speed(turns: list[Turn]) -> float:
@@ -134,10 +136,11 @@ def main() -> None:
             for name, (count, fixed) in KINDS.items()
         }
         found: dict[str, list[Turn]] = {name: [] for name in KINDS}
+        turn = max(TURN, EACH * batch)
         rounds, until = 0, time.perf_counter() + seconds
         while rounds < WARM_UP + 4 or time.perf_counter() < until:
             for name in (*KINDS, *KINDS)[rounds % len(KINDS) :][: len(KINDS)]:
-                found[name].append(players[name].play((rounds + 1) * TURN * batch))
+                found[name].append(players[name].play((rounds + 1) * turn))
             rounds += 1
         found = {name: turns[WARM_UP:] for name, turns in found.items()}
         speeds = {name: speed(turns) for name, turns in found.items()}
