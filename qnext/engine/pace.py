@@ -17,7 +17,7 @@ from statistics import median
 
 TRIALS = 3  # measurements before a cost is believed: the least of them, as the first ones of a kind are slow
 WINDOW = 48  # newest measurements of a cost, of which the middle one is believed
-FASTER = 0.75  # below so much of what was believed the newest one is: no round is fast by accident
+FASTER = 0.6  # below so much of what was believed the newest one is: no round is as fast by accident
 DRIFT = 0.3  # weight of the newest round in how long the usual choice takes just now
 NEWS = 0.01  # and of the newest judgement of a guess, less where each step has many of them;
 PRIOR = 10  # what is believed before the first one counts as so many
