@@ -167,6 +167,18 @@ def test_a_cost_is_the_middle_of_its_measurements_and_surer_with_each() -> None:
     assert level.uncertainty(1) < 0.6 * unsure
 
 
+@pytest.mark.parametrize(("took", "believed"), [(0.7, 0.85), (0.3, 0.3)])
+def test_only_a_round_that_is_far_faster_is_believed_at_once(took: float, believed: float) -> None:
+    """The first may be a machine that sped up just then, the second can only be a cost that was wrong."""
+    level = Level(2)
+    for k in (0, 1) * TRIALS:
+        level.learn(k, 1.0)
+    level.usual = 0
+    for k in (1, *[0] * AFTER):
+        level.learn(k, took if k else 1.0)
+    assert level.costs[1] == pytest.approx(believed)
+
+
 def test_fixed_and_none() -> None:
     assert {Pace(4, fixed=True).choose(n) for n in range(1, 50)} == {4}
     assert {Pace(0).choose(n) for n in range(1, 50)} == {0}
