@@ -114,21 +114,22 @@ class PackedMoE:
         routed = matrix(parts, "experts.gate_up_proj"), matrix(parts, "experts.down_proj")
         shared = matrix(parts, "shared_expert.gate_up_proj"), matrix(parts, "shared_expert.down_proj")
         self.count = config.num_experts
-        alike = all(
-            own.data.shape[1:] == other.data.shape and (own.kind, own.group) == (other.kind, other.group)
-            for own, other in zip(routed, shared, strict=True)
-        )
-        self.experts = Experts(*routed, shared if alike else None)
-        self.shared = None if alike else PackedMLP(*shared)
-        self.steady = alike
+        alike = as_experts(shared, routed)
+        self.experts = Experts(*routed, alike)
+        self.shared = PackedMLP(*shared) if alike is None else None
+        self.steady = alike is not None
 
     def __call__(self, x_TH: Tensor, inputs: Rows, step: PackedStep) -> Tensor:
         """`x` plus the experts of `inputs`, which are `x` normalised."""
         ready = inputs.ready(self.experts.gate_up)
         scores = step.product(inputs, self.router, "router")
-        shared = self.experts.shared is not None
         choice = choose(
-            scores, self.count, self.top_k, step.workspace, normalise=self.normalise, shared=shared
+            scores,
+            self.count,
+            self.top_k,
+            step.workspace,
+            normalise=self.normalise,
+            shared=self.experts.shared,
         )
         if step.routing is not None:
             probs = scores[:, : self.count].softmax(-1)
@@ -177,6 +178,35 @@ def vector(parts: Mapping[str, Part], name: str) -> Tensor:
     found = parts[name]
     assert isinstance(found, Tensor)
     return found
+
+
+def as_experts(shared: tuple[Packed, Packed], routed: tuple[Packed, Packed]) -> tuple[Packed, Packed] | None:
+    """A shared expert's matrices cut into experts [S] as wide as the routed ones, which together do what it
+    does; None where that cannot be done."""
+    (up, down), (own_up, own_down) = shared, routed
+    count = down.width // own_down.width
+    if not (
+        all(
+            a.kind == b.kind and (a.group == b.group or not a.scales.numel())
+            for a, b in zip(shared, routed, strict=True)
+        )
+        and (up.width, down.width) == (own_up.width, count * own_down.width)
+        and (len(up.data), len(down.data)) == (count * own_up.data.shape[1], own_down.data.shape[1])
+        and (count == 1 or own_down.columns == own_down.width)
+    ):
+        return None
+    return _cut(up, 0, count, own_up), _cut(down, 1, count, own_down)
+
+
+def _cut(packed: Packed, dim: int, count: int, like: Packed) -> Packed:
+    """In so many matrices, by blocks of rows or by columns."""
+    data, scales = (
+        part.view(*part.shape[:dim], count, -1, *part.shape[dim + 1 :]).movedim(dim, 0).contiguous()
+        if part.numel()
+        else part
+        for part in (packed.data, packed.scales)
+    )
+    return like._replace(data=data, scales=scales)
 
 
 def _last_rows(packed: Packed, first: int) -> Packed:

@@ -10,8 +10,12 @@ from torch import Tensor
 
 from qnext.kernels.packed import BITS
 from qnext.model.layers import Routing
+from qnext.model.network import load_network
+from qnext.model.packed_layers import PackedMoE
+from qnext.model.packed_network import PackedQwen3Next
 from qnext.model.packing import Packing
 from qnext.model.state import State
+from qnext.models import locate
 
 from .packed_tiny import packed_pair, packed_tiny
 from .tiny import tiny_model, token_ids
@@ -22,6 +26,7 @@ SHAPES: list[dict[str, Any]] = [
     {"mlp_only_layers": (1,), "shared_expert_intermediate_size": 40, "norm_topk_prob": False},
     {"mtp_normed_input": False, "num_hidden_layers": 1, "layer_types": ("full_attention",)},
     {"mtp_layers": 0, "partial_rotary_factor": 1.0, "hidden_size": 80},
+    {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 96},
 ]
 
 
@@ -107,6 +112,24 @@ def test_routing_is_told() -> None:
     for (probs, chosen), (other_probs, other_chosen) in zip(found, wanted, strict=True):
         assert torch.equal(chosen, other_chosen)
         assert torch.allclose(probs, other_probs, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", BITS)
+def test_a_wide_shared_expert_is_several(kind: str) -> None:
+    """Where it is cut in whole groups of columns; else it is computed by itself."""
+    for width, count in ((32, 1), (96, 3), (80, 0)):
+        shape = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": width}
+        found = packed_tiny(kind, "int8", **shape).layers[0].mlp
+        assert isinstance(found, PackedMoE)
+        assert (found.experts.shared, found.shared is None) == (count, count > 0)
+
+
+@pytest.mark.parametrize("name", ["tiny-base", "tiny-instruct", "tiny-thinking"])
+def test_the_models_at_hand_are_played_from_tapes(name: str) -> None:
+    """Every layer of them, without which a token takes three times as long."""
+    network = load_network(locate(name))
+    assert isinstance(network, PackedQwen3Next) and network.mtp is not None
+    assert all(layer.steady for layer in (*network.layers, network.mtp.layer))
 
 
 def test_without_mtp_guesses_are_refused() -> None:

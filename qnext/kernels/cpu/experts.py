@@ -1,8 +1,8 @@
 """The sparse half: router scores to chosen experts, and their SwiGLU products, for one token or thousands.
 
-Called by `model`'s packed layers. The shared expert is one more expert that every token chooses. Every thread
-takes a share of every expert's rows, so that a token's experts are added in one order by one thread: its
-result is the same to the bit whoever runs beside it, however many threads there are.
+Called by `model`'s packed layers. A shared expert is one or several more that every token chooses. Every
+thread takes a share of every expert's rows, so that a token's experts are added in one order by one thread:
+its result is the same to the bit whoever runs beside it, however many threads there are.
 """
 
 from __future__ import annotations
@@ -33,32 +33,30 @@ FEW = 16  # tokens whose experts one thread chooses sooner than two
 
 class Experts:
     """Where each expert's matrices are: `gate_up` [E], rows of gate and up in turn, 16 by 16; `down` [E]; and
-    perhaps a shared expert of the same shape and kind, which comes last."""
+    perhaps those of shared ones [S] of the same shape and kind, which come last."""
 
     def __init__(self, gate_up: Packed, down: Packed, shared: tuple[Packed, Packed] | None) -> None:
         for own, other in zip((gate_up, down), shared or (), strict=False):
-            assert own.data.shape[1:] == other.data.shape
+            assert own.data.shape[1:] == other.data.shape[1:]
             assert (own.kind, own.group) == (other.kind, other.group)
-        self.gate_up, self.down, self.shared = Matrix(gate_up), Matrix(down), shared
+        self.gate_up, self.down = Matrix(gate_up), Matrix(down)
+        self.count, self.shared = len(gate_up.data), len(shared[0].data) if shared else 0
+        self._memory = gate_up, down, shared
         self.first, self.second = (
-            _addresses(each, shared and shared[i]) for i, each in enumerate((gate_up, down))
+            torch.tensor([place for each in kinds for place in _addresses(each)])
+            for kinds in zip((gate_up, down), *([shared] if shared else []), strict=True)
         )
-        self.count = len(gate_up.data)
 
 
-def _addresses(each: Packed, shared: Packed | None) -> Tensor:
-    """Of data and scales of each expert [E + 1, 2]."""
-    found = [(data.data_ptr(), 0) for data in each.data]
-    if each.scales.numel():
-        found = [(data, scales.data_ptr()) for (data, _), scales in zip(found, each.scales, strict=True)]
-    if shared is not None:
-        found.append((shared.data.data_ptr(), shared.scales.data_ptr()))
-    return torch.tensor(found)
+def _addresses(each: Packed) -> list[tuple[int, int]]:
+    """Of data and scales of each expert."""
+    scales = each.scales if each.scales.numel() else [each.scales] * len(each.data)
+    return [(data.data_ptr(), scale.data_ptr()) for data, scale in zip(each.data, scales, strict=True)]
 
 
 class Choice(NamedTuple):
-    """The experts [T, k + 1] of each token, the shared one last, and their weights; and all pairs sorted by
-    expert, then token: where each expert's begin [E + 2], their tokens [P] and weights [P]."""
+    """The experts [T, k + S] of each token, shared ones last, and their weights; and all pairs sorted by
+    expert, then token: where each expert's begin [E + S + 1], their tokens [P] and weights [P]."""
 
     experts: Tensor
     weights: Tensor
@@ -68,20 +66,20 @@ class Choice(NamedTuple):
 
 
 def choose(
-    logits_TR: Tensor, experts: int, top_k: int, workspace: Workspace, *, normalise: bool, shared: bool
+    logits_TR: Tensor, experts: int, top_k: int, workspace: Workspace, *, normalise: bool, shared: int
 ) -> Choice:
-    """Router scores [T, R] fp32, R >= experts (+ 1: the shared expert's gate) -> who computes what, until
-    `workspace` is asked for another choice.
+    """Router scores [T, R] fp32, R >= experts (+ 1: the gate of all `shared` ones) -> who computes what,
+    until `workspace` is asked for another choice.
 
     Of equals the lower number comes first."""
     tokens = len(logits_TR)
     assert logits_TR.dtype == torch.float32 and logits_TR.is_contiguous()
-    assert top_k <= experts and logits_TR.shape[1] >= experts + shared
+    assert top_k <= experts and logits_TR.shape[1] >= experts + min(shared, 1)
     picks = top_k + shared
     choice = Choice(
         workspace.take("choice.experts", (tokens, picks), torch.int32),
         workspace.take("choice.weights", (tokens, picks), torch.float32),
-        workspace.take("choice.begins", (experts + 2,), torch.int64),
+        workspace.take("choice.begins", (experts + shared + 1,), torch.int64),
         workspace.take("choice.tokens", (tokens * picks,), torch.int64),
         workspace.take("choice.shares", (tokens * picks,), torch.float32),
     )
@@ -175,7 +173,7 @@ def choose_rows(address: int, thread: int, threads: int) -> None:
 
 @inline
 def choose_row(scores: int, job: Choosing, chosen: int, weights: int) -> None:
-    """Softmax over all experts of one token, its best `top_k`, and the shared expert where there is room."""
+    """Softmax over all experts of one token, its best `top_k`, and the shared ones that there is room for."""
     count, last = 0, 4 * (job.top_k - 1)
     for e in range(job.experts):
         score = peek(scores + 4 * e)
@@ -199,9 +197,10 @@ def choose_row(scores: int, job: Choosing, chosen: int, weights: int) -> None:
     for j in range(job.top_k):
         poke(weights + 4 * j, np.exp(peek(scores + 4 * peek_i32(chosen + 4 * j)) - peak) / among)
     if job.picks > job.top_k:
-        poke_i32(chosen + last + 4, np.int32(job.experts))
         gate = np.exp(-peek(scores + 4 * job.experts))
-        poke(weights + last + 4, np.float32(1) / (np.float32(1) + gate))
+        for j in range(job.top_k, job.picks):
+            poke_i32(chosen + 4 * j, np.int32(job.experts + j - job.top_k))
+            poke(weights + 4 * j, np.float32(1) / (np.float32(1) + gate))
 
 
 def sort_pairs(address: int, thread: int, threads: int) -> None:
@@ -210,13 +209,13 @@ def sort_pairs(address: int, thread: int, threads: int) -> None:
     job = read_choosing(address)
     if thread:
         return
-    begins, count = job.begins, job.tokens * job.picks
-    for e in range(job.experts + 2):
+    begins, count, experts = job.begins, job.tokens * job.picks, job.experts + job.picks - job.top_k
+    for e in range(experts + 1):
         poke_word(begins + 8 * e, 0)
     for pair in range(count):
         at = begins + 8 * peek_i32(job.chosen + 4 * pair) + 8
         poke_word(at, word(at) + 1)
-    for e in range(job.experts + 1):
+    for e in range(experts):
         at = begins + 8 * e
         poke_word(at + 8, word(at + 8) + word(at))
     for pair in range(count):
@@ -225,7 +224,7 @@ def sort_pairs(address: int, thread: int, threads: int) -> None:
         poke_word(at, place + 1)
         poke_word(job.pairs + 8 * place, pair // job.picks)
         poke(job.shares + 4 * place, peek(job.weights + 4 * pair))
-    for e in range(job.experts + 1, 0, -1):
+    for e in range(experts, 0, -1):
         poke_word(begins + 8 * e, word(begins + 8 * e - 8))
     poke_word(begins, 0)
 

@@ -28,17 +28,17 @@ class Layer:
         self.experts = Experts(
             _cut(self.up, slice(count)),
             _cut(self.down, slice(count)),
-            (_cut(self.up, -1), _cut(self.down, -1)),
+            (_cut(self.up, slice(count, None)), _cut(self.down, slice(count, None))),
         )
 
     def run(self, x: Tensor, scores: Tensor, residual: Tensor, top_k: int, group: int) -> Tensor:
         workspace = Workspace()
-        choice = choose(scores, self.experts.count, top_k, workspace, normalise=True, shared=True)
+        choice = choose(scores, self.experts.count, top_k, workspace, normalise=True, shared=1)
         inputs = Inputs(x, self.up.width, group, workspace)
         return mix(inputs, choice, self.experts, residual, torch.full_like(residual, float("nan")), workspace)
 
 
-def _cut(packed: Packed, which: slice | int) -> Packed:
+def _cut(packed: Packed, which: slice) -> Packed:
     scales = packed.scales[which] if packed.scales.numel() else packed.scales
     return packed._replace(data=packed.data[which], scales=scales)
 
@@ -66,7 +66,7 @@ def test_mixture(kind: str, coded: bool, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("normalise", [True, False])
 def test_choice_is_the_references(normalise: bool) -> None:
     scores = torch.randn(40, 64) * 3
-    choice = choose(scores, 50, 6, Workspace(), normalise=normalise, shared=False)
+    choice = choose(scores, 50, 6, Workspace(), normalise=normalise, shared=0)
     _, weights, chosen = route(scores[:, :50], 6, normalise)
     assert torch.equal(choice.experts.long(), chosen)
     assert torch.allclose(choice.weights, weights, rtol=1e-5)
@@ -78,6 +78,6 @@ def test_choice_is_the_references(normalise: bool) -> None:
 
 
 def test_of_equal_scores_the_lower_number_is_chosen() -> None:
-    assert choose(torch.zeros(1, 16), 10, 3, Workspace(), normalise=True, shared=False).experts.tolist() == [
+    assert choose(torch.zeros(1, 16), 10, 3, Workspace(), normalise=True, shared=0).experts.tolist() == [
         [0, 1, 2]
     ]
