@@ -28,9 +28,9 @@ class Tape(NamedTuple, Generic[T]):
 
 
 class Tapes:
-    """The tapes of a workspace."""
+    """The tapes of a workspace, those that were played longest ago first."""
 
-    MOST = 256  # of about 20 KB each
+    MOST = 1024  # of about 20 KB each
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
@@ -43,8 +43,9 @@ class Tapes:
         the key; and it must do nothing else. Its result is to lie in the workspace.
         """
         workspace, place = self._workspace, (id(owner), key)
-        tape = self._tapes.get(place)
+        tape = self._tapes.pop(place, None)
         if tape is not None and tape.moves == workspace.moves and tape.owner() is owner:
+            self._tapes[place] = tape  # the newest
             workspace.team.run(tape.calls)
             return tape.result  # type: ignore[no-any-return]
         moves, workspace.calls = workspace.moves, []
@@ -54,7 +55,7 @@ class Tapes:
             workspace.calls = None
         if workspace.moves == moves:  # else the first calls may be about memory that is there no more
             if len(self._tapes) == self.MOST:
-                self._tapes.clear()
+                del self._tapes[next(iter(self._tapes))]
             calls = array("q", [number for some, _ in made for number in some])
             self._tapes[place] = Tape(calls, [job for _, job in made], result, moves, ref(owner))
         return result
