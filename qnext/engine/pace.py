@@ -22,8 +22,9 @@ DRIFT = 0.3  # weight of the newest round in how long the usual choice takes jus
 NEWS = 0.01  # and of the newest judgement of a guess, less where each step has many of them;
 PRIOR = 10  # what is believed before the first one counts as so many
 RUN = 2  # steps that another choice is tried for: the first of them does not count
-HELD = 8  # steps that the best choice is held before it is thought over
-AFTER = 3  # rounds of the usual choice after which it is held against it
+HELD = 8  # steps that the best choice is held before it is thought over,
+NEAR = 3  # of which so many last ones are measured: to measure costs something too
+AFTER = 3  # rounds of the usual choice after which a look is held against it
 LOOK = 16  # steps, for each choice, between two looks at another one that may be as good as the best,
 SURE = 2  # and so many times as seldom for one that is worse by what its cost is uncertain by, squared,
 SELDOM = 40  # but not more than so many times, nor than the square of how often it was measured
@@ -109,20 +110,29 @@ class Pace:
         self._levels: dict[int, Level] = {}
         self._last = self._left = 0  # the last choice, and for how many steps more it is held
         self._best = 0  # the last one that was no look
-        self._answers, self._passed = 0, 0  # for so many, and steps since it was made
+        self._answers, self._most = 0, 0  # now, and the most since then
+        self._passed = 0  # steps since it was made
         self._steady = False  # whether it was that of the step before too
+        self._moved = False  # whether the one before it was another
 
     def choose(self, answers: int) -> int:
         """Guesses for each of so many answers in the next step."""
         if self.fixed or not self.most:
             return self.most
         self._left, self._passed = self._left - 1, self._passed + 1
-        if self._left <= 0 or answers != self._answers:
-            k, self._answers = self._decide(self._level(answers)), answers
-            self._steady, self._last, self._passed = k == self._last, k, 0
+        self._answers, self._most = answers, max(self._most, answers)
+        if self._left <= 0:  # not for fewer answers at once: an end makes room for another
+            k = self._decide(self._level(self._most))
+            self._steady = k == self._last
+            self._moved, self._last, self._passed, self._most = not self._steady, k, 0, answers
         else:
             self._steady = True
         return self._last
+
+    @property
+    def listens(self) -> bool:
+        """Whether what the round takes is of use: around a look, perhaps, and while costs are unknown."""
+        return self._left <= NEAR or (self._moved and self._passed <= AFTER + 1)
 
     def took(self, answers: int, k: int, seconds: float) -> None:
         """The round since the last choice, of answers alone, is done: `k` guesses each."""

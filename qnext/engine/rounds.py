@@ -23,10 +23,9 @@ class Rounds:
 
     def choose(self, pieces: list[Piece], guessing: list[Sequence]) -> int:
         """How many guesses to make now for each of `guessing`; `pieces` are what was just computed."""
-        now, of_answers = time.perf_counter(), True
-        for piece in pieces:
-            of_answers = of_answers and piece.length == 1
-        if of_answers and self._are_asked([piece.sequence for piece in pieces]):
+        now = time.perf_counter()
+        heard = self._pace.listens and all([piece.length == 1 for piece in pieces])
+        if heard and self._are_asked([piece.sequence for piece in pieces]):
             self._pace.took(len(pieces), self._count, now - self._begun)
         self._count = self._pace.choose(len(guessing)) if guessing else 0
         self._asked, self._begun = guessing, now

@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from qnext.engine.pace import AFTER, RUN, TRIALS, Level, Pace
+from qnext.engine.pace import AFTER, HELD, RUN, TRIALS, Level, Pace
 
 FIRST = RUN * TRIALS  # steps that each choice is tried for
 
@@ -38,7 +38,8 @@ class World:
             chosen.append(k)
             work = scattered(self.base + self.each * self.answers * (k + 1))
             guess = scattered(self.first + self.each_guess * k) if k else 0.0
-            pace.took(self.answers, k, work + guess)
+            if pace.listens:
+                pace.took(self.answers, k, work + guess)
             time += work + guess
             for _ in range(self.answers):
                 right = 0
@@ -103,8 +104,21 @@ def test_each_number_of_answers_has_its_own_choice() -> None:
     for _ in range(20):
         World(1, 10, 0.01, 0.1, 0.1, (0.5,) * 2).run(pace, 20)
         World(50, 1, 1, 1, 50, (0.5,) * 2).run(pace, 20)
-    assert [pace.choose(1) for _ in range(9)] == [2] * 9
-    assert [pace.choose(50) for _ in range(9)] == [0] * 9
+    assert [pace.choose(1) for _ in range(3 * HELD)][2 * HELD :] == [2] * HELD
+    assert [pace.choose(50) for _ in range(3 * HELD)][2 * HELD :] == [0] * HELD
+
+
+def test_an_end_that_makes_room_for_another_is_no_other_number_of_answers() -> None:
+    """Of two answers one ends now and then, and the other is alone for a step or two."""
+    pace = Pace(2)
+    for _ in range(200):
+        World(2, 1, 1, 1, 50, (0.5,) * 2).run(pace, HELD - 2)
+        World(1, 10, 0.01, 0.1, 0.1, (0.5,) * 2).run(pace, 2)
+    chosen = []
+    for _ in range(100):
+        chosen += World(2, 1, 1, 1, 50, (0.5,) * 2).run(pace, HELD - 2)[1]
+        chosen += World(1, 10, 0.01, 0.1, 0.1, (0.5,) * 2).run(pace, 2)[1]
+    assert chosen.count(0) > 0.95 * len(chosen)
 
 
 def test_what_was_not_measured_is_tried_first() -> None:
@@ -120,8 +134,9 @@ def test_what_is_known_of_as_many_is_believed_of_nearly_as_many() -> None:
     pace, world = Pace(3), World(16, 10, 1, 1, 50, (0.5,) * 3)
     world.run(pace, 100)
     assert [pace.choose(n) for n in (14, 12, 9)] == [0, 0, 0]
-    _, chosen = World(2, 10, 1, 1, 50, (0.5,) * 3).run(pace, 4 * RUN)
-    assert chosen == [0] * RUN + [1] * RUN + [2] * RUN + [3] * RUN
+    _, chosen = World(2, 10, 1, 1, 50, (0.5,) * 3).run(pace, 2 * HELD + 4 * RUN)
+    tried = chosen[chosen.index(1) - RUN :][: 4 * RUN]
+    assert tried == [0] * RUN + [1] * RUN + [2] * RUN + [3] * RUN
 
 
 def test_the_first_round_of_another_choice_does_not_count() -> None:
