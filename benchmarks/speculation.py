@@ -46,8 +46,8 @@ QUESTIONS = (
 )
 LENGTHS = (80, 213, 160, 101, 240, 133, 187)
 WAVES = 4  # prompts for each place
-TURN, EACH = 16, 4  # tokens at least, and for each place
-WARM_UP = 60  # rounds that do not count: kernels, kept prompts, and what guesses cost
+TURN, EACH = 64, 16  # tokens at least, and for each place
+WARM_UP = 20  # rounds that do not count: kernels, kept prompts, and what guesses cost
 
 Turn = tuple[int, float]  # tokens, and seconds
 

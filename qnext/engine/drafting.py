@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from .ahead import Ahead
+from .head import Head
 from .runner import Runner
 from .sampler import Row as Scores
 from .sampler import sample
@@ -24,8 +25,8 @@ LONGEST, SHORTEST = 4, 2  # tokens at the end of a text that are looked for earl
 class MTPDrafter:
     """Guesses by the MTP head, each from its own last guess, drawn by the same dice as the answer."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, runner: Runner, head: Head) -> None:
+        self._runner, self._head = runner, head
 
     def draft(self, sequences: list[Sequence], count: int, hidden: Tensor) -> None:
         """Leave `count` guesses in each sequence, which must end in a token that is not computed yet.
@@ -44,7 +45,7 @@ class MTPDrafter:
                     found.append(token)
                     look.take(token, may)
                 if j + 1 < count:
-                    hidden = self._runner.look_further(sequences, tokens, hidden, j + 1)
+                    hidden = self._head.look_further(sequences, tokens, hidden, j + 1)
         for each, found in zip(sequences, drafts, strict=True):
             each.drafts = found
 

@@ -1,7 +1,7 @@
 """The keeper: carries states into the prefix cache while sequences run and when they end.
 
 Called by `steps` after each forward. Invariant: what is kept is sound, accepted and complete: the MTP head
-has seen all but the last of its tokens.
+has seen all but the last of its tokens, unless it rests.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from .cache import PrefixCache
+from .head import Head
 from .plan import Piece
 from .pool import Pool
 from .runner import Runner
@@ -21,9 +22,15 @@ class Keeper:
     """A state is kept at a sequence's marks, every `stride` tokens, and at its end."""
 
     def __init__(
-        self, runner: Runner, cache: PrefixCache | None, tier: SecondTier | None, spare: Pool, stride: int
+        self,
+        runner: Runner,
+        head: Head | None,
+        cache: PrefixCache | None,
+        tier: SecondTier | None,
+        spare: Pool,
+        stride: int,
     ) -> None:
-        self._runner, self._cache, self._tier = runner, cache, tier
+        self._runner, self._head, self._cache, self._tier = runner, head, cache, tier
         self._spare, self._stride = spare, stride
 
     def is_due(self, piece: Piece, *, ended: bool) -> bool:
@@ -37,11 +44,7 @@ class Keeper:
 
     def unread(self, pieces: list[Piece], ended: Container[Stream]) -> list[Sequence]:
         """Whose waiting hidden states the MTP head has to see now, before a state is kept."""
-        return [
-            piece.sequence
-            for piece in pieces
-            if self.is_due(piece, ended=piece.sequence.stream in ended) and piece.sequence.unread.count
-        ]
+        return [p.sequence for p in pieces if self.is_due(p, ended=p.sequence.stream in ended)]
 
     def keep(self, piece: Piece, *, ended: bool) -> None:
         """Keep what is due, and free the spare slots."""
@@ -61,14 +64,14 @@ class Keeper:
         """Keep a running sequence as it stands between two steps."""
         whole = sequence.computed > sequence.kept and not sequence.tainted and not sequence.suspect
         if self._cache is not None and whole:
-            if sequence.unread.count and sequence.computed < len(sequence.tokens):
-                self._runner.absorb([], [sequence])
+            if self._head and not self._head.resting and sequence.computed < len(sequence.tokens):
+                self._head.absorb([], [sequence])
             self._keep_end(sequence)
 
     def _keep_end(self, sequence: Sequence) -> None:
         assert sequence.slot is not None
-        if sequence.unread.known:
-            self._runner.remember(sequence)
+        if self._head is not None:
+            self._head.remember(sequence)
         self._insert(sequence, sequence.computed, sequence.slot, sequence.replays)
 
     def _insert(self, sequence: Sequence, length: int, slot: int, replays: int) -> None:
@@ -76,11 +79,11 @@ class Keeper:
         made = self._cache.insert(
             sequence.cursor, sequence.root, sequence.tokens, length, sequence.pages, replays
         )
-        sequence.kept = max(sequence.kept, length)
+        sequence.kept, sequence.blank = max(sequence.kept, length), None  # pages may be others' now
         if made is not None:
             assert made.state is not None
             try:
-                self._runner.store(slot, made.state)
+                self._runner.store(slot, made.state, replays)
             except Exception:
                 self._cache.remove(made)  # it holds nothing
                 raise

@@ -6,6 +6,7 @@ when no sequence uses it and the cache does not keep it.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 
 
@@ -18,6 +19,7 @@ class Pages:
         self._users = [0] * size
         self._keeps = [0] * size
         self.kept = 0
+        self.filled = array("q", bytes(8 * size))  # how much of each the MTP head has seen: see `sight`
         self.idle = 0  # kept, and used by no sequence: the cache could give them up
 
     @property
@@ -30,7 +32,7 @@ class Pages:
             return None
         pages = [self._free.pop() for _ in range(count)]
         for page in pages:
-            self._users[page] = 1
+            self._users[page], self.filled[page] = 1, 0
         return pages
 
     def use(self, pages: Iterable[int]) -> None:

@@ -22,11 +22,13 @@ class Clear:
 
 @dataclass(frozen=True)
 class Restore:
-    """Bring a kept state to a slot, and copy the page that it ends in, since the sequence writes on there."""
+    """Bring a kept state to a slot, and copy the page that it ends in, since the sequence writes on there.
+    Without `replays` the state is whole without its window."""
 
     slot: int
     state: tuple[int, ...]
     page: tuple[int, int] | None
+    replays: int
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """The runner: one forward over the pieces of a step. It owns the caches; the only place where engine meets
 model.
 
-Called by `engine` and `drafting`. Invariant: it keeps no account of who owns what; plans say so.
+Called by `steps`, `head` and `drafting`. Invariant: it keeps no account of who owns what; plans say so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Row
 from dataclasses import dataclass
-from itertools import accumulate
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +23,6 @@ from qnext.model.state import State, StateSize
 from .plan import Clear, Move, Piece, Restore
 from .sequence import Sequence
 
-WAITING = 1024  # hidden states that may wait for the MTP head: 8 MiB of the 80B's
-SHORT = 64  # rows of a forward that may wait where they are
-SOON = 8  # rows of a sequence that the head answers together with the newest, although only that is asked
-
-Span = tuple[Sequence, int, int]  # a sequence's rows of a forward: where they start, and how many they are
-
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -40,14 +34,6 @@ class Step:
     whole: bool
     starts: list[int]
     experts: Any = None
-
-
-class Read(NamedTuple):
-    """What the MTP head is shown: `length` hidden states, for its entries from a cell on."""
-
-    sequence: Sequence
-    cell: int
-    length: int
 
 
 class Runner:
@@ -70,7 +56,6 @@ class Runner:
             drafts=drafts,
             mtp=mtp,
         )
-        self._short = max(SHORT, slots)
         self.memory = self.state.pages.view(torch.uint8).flatten(1)  # pages as bytes
         self._way: Tensor | None = None
         sizes = model.cache_dtype.itemsize, model.dtype.itemsize
@@ -82,18 +67,18 @@ class Runner:
         match move:
             case Clear(slot):
                 self.state.clear(slot)
-            case Restore(slot, pages, copy):
+            case Restore(slot, pages, copy, replays):
                 room = self._room(len(pages))
-                torch.index_select(self.memory, 0, self._index(pages), out=room)
-                self.fill(slot, room.flatten())
+                torch.index_select(self.memory, 0, self.index(pages), out=room)
+                self.fill(slot, room.flatten(), replays)
                 if copy is not None:
                     self.memory[copy[1]] = self.memory[copy[0]]
 
     @torch.inference_mode()
-    def fill(self, slot: int, content: Tensor) -> None:
-        """Bring the bytes that `content_of` gave back to a slot."""
+    def fill(self, slot: int, content: Tensor, replays: int = 1) -> None:
+        """Bring the bytes that `content_of` or `store` gave back to a slot."""
         at = 0
-        for part in self._parts(slot):
+        for part in self._parts(slot, replays):
             part.copy_(content[at : at + len(part)])
             at += len(part)
 
@@ -103,18 +88,20 @@ class Runner:
         return torch.cat(self._parts(slot))
 
     @torch.inference_mode()
-    def store(self, slot: int, pages: list[int]) -> None:
-        """Copy a slot's content to pages (`content_of`, padded)."""
+    def store(self, slot: int, pages: list[int], replays: int = 1) -> None:
+        """Copy a slot's content to pages (`content_of`, padded), as far as it says anything with so many
+        replays."""
         room = self._room(len(pages))
         at, flat = 0, room.flatten()
-        for part in self._parts(slot):
+        for part in self._parts(slot, replays):
             flat[at : at + len(part)] = part
             at += len(part)
-        self.memory[self._index(pages)] = room
+        self.memory[self.index(pages)] = room
 
-    def _parts(self, slot: int) -> list[Tensor]:
+    def _parts(self, slot: int, replays: int = 1) -> list[Tensor]:
         """The memory of a slot, as bytes."""
-        return [each[slot].view(-1).view(torch.uint8) for each in self.state.slotted if each[slot].numel()]
+        tensors = self.state.slotted if replays else self.state.certain
+        return [each[slot].view(-1).view(torch.uint8) for each in tensors if each[slot].numel()]
 
     def _room(self, pages: int) -> Tensor:
         """Memory for so many pages on their way: always the same, since to touch new memory takes several
@@ -149,7 +136,7 @@ class Runner:
             ids += piece.drafts
             saves += [(n, mark - sequence.computed, slot) for mark, slot in piece.saves]
         sequences = [piece.sequence for piece in pieces]
-        packing = self._packing(
+        packing = self.packing(
             sequences,
             [piece.length + len(piece.drafts) for piece in pieces],
             [each.computed for each in sequences],
@@ -158,7 +145,7 @@ class Runner:
             saves=saves,
         )
         routing: Routing | None = [] if routed else None
-        hidden = self.model(self._index(ids), packing, self.state, routing)
+        hidden = self.model(self.index(ids), packing, self.state, routing)
         if self.state.hidden is not None:
             for n, count, slot in saves:
                 self.state.hidden[slot] = hidden[starts[n] + count - 1]
@@ -170,118 +157,43 @@ class Runner:
         return Step(hidden, sound, all(sound), starts, experts)
 
     @torch.inference_mode()
-    def remember(self, sequence: Sequence) -> None:
-        """Put its last hidden state beside the other states of its slot, before they are stored."""
-        assert self.state.hidden is not None
-        self.state.hidden[sequence.slot] = sequence.unread.newest[0]
-
-    @torch.inference_mode()
-    def recall(self, sequence: Sequence) -> None:
-        """A sequence that was restored has its last hidden state in its slot: the MTP head has yet to see
-        it, since the token that follows is new."""
-        if self.state.hidden is not None:
-            assert sequence.slot is not None
-            sequence.unread.put(self.state.hidden[sequence.slot][None].clone(), 0, 1)
-
-    @torch.inference_mode()
     def scores(self, hidden_RH: Tensor) -> Tensor:
         """Scores [R, V] fp32 of the tokens that follow."""
         if self.alone:
             return torch.cat([self.model.logits(hidden_H[None]) for hidden_H in hidden_RH]).float()
         return self.model.logits(hidden_RH).float()
 
-    @torch.inference_mode()
-    def note(self, hidden_TH: Tensor, spans: list[Span]) -> None:
-        """Have what was computed wait for the MTP head. It reads at once where that is much."""
-        room = WAITING // len(spans)
-        full = len(hidden_TH) > self._short
-        for sequence, start, count in spans:
-            full = sequence.unread.put(hidden_TH, start, count) > room or full
-        if full:
-            self._read_waiting([], [sequence for sequence, _, _ in spans])
-
-    @torch.inference_mode()
-    def absorb(self, guessing: list[Sequence], others: list[Sequence]) -> Tensor | None:
-        """Show the MTP head what waits: hidden states, each with the token that followed -> its own hidden
-        state after the last of each of `guessing` [N, H]; the rest it only reads."""
-        self._read_waiting(others, [each for each in guessing if each.unread.count > SOON])
-        if not guessing:
-            return None
-        rows, reads = list[Tensor](), list[Read]()
-        for each in guessing:
-            length = each.unread.count
-            rows += each.unread.read(newest=True)
-            reads.append(Read(each, each.computed + 1 - length, length))
-        hidden = self._mtp(torch.cat(rows), reads, _following(reads))
-        if len(hidden) == len(reads):
-            return hidden
-        return hidden[self._index([end - 1 for end in accumulate(each.length for each in reads)])]
-
-    def _read_waiting(self, whole: list[Sequence], but_newest: list[Sequence]) -> None:
-        """Show the head what waits of these sequences, all of it or all but the newest row."""
-        rows, reads = list[Tensor](), list[Read]()
-        for wanted, newest in ((whole, True), (but_newest, False)):
-            for each in wanted:
-                length = each.unread.count - (not newest)
-                cell = each.computed + 1 - each.unread.count
-                rows += each.unread.read(newest=newest)
-                if length:
-                    reads.append(Read(each, cell, length))
-        if reads:
-            self._read(torch.cat(rows), reads)
-
-    def _read(self, hidden_RH: Tensor, reads: list[Read]) -> None:
-        """Show the head hidden states, one reader's after the other."""
-        assert self.state.mtp is not None
-        self.model.mtp_read(hidden_RH, self._index(_following(reads)), self._cells(reads), self.state.mtp)
-
-    @torch.inference_mode()
-    def look_further(
-        self, sequences: list[Sequence], tokens: list[int], hidden_NH: Tensor, depth: int
-    ) -> Tensor:
-        """Show the MTP head its own guess, the `depth`-th, and its hidden state there -> its next [N, H]."""
-        return self._mtp(
-            hidden_NH, [Read(each, each.computed + depth, 1) for each in sequences], tokens, own=True
-        )
-
-    def _mtp(self, hidden_RH: Tensor, reads: list[Read], tokens: list[int], *, own: bool = False) -> Tensor:
-        """The head's answers to hidden states and the tokens that follow them [R, H]."""
-        return self.model.mtp_hidden(
-            hidden_RH, self._index(tokens), self._cells(reads), self.state.mtp, own=own
-        )
-
-    def _cells(self, reads: list[Read]) -> Packing:
-        # The head's entry for token j lies in cell j, so that it depends on the tokens up to j alone: what
-        # is shared is then right for all. There is no entry for the first token.
-        return self._packing(
-            [each.sequence for each in reads],
-            [each.length for each in reads],
-            [each.cell for each in reads],
-            first=1,
-        )
-
-    def _packing(
-        self, sequences: list[Sequence], lengths: list[int], contexts: list[int], **more: Any
+    def packing(
+        self,
+        sequences: list[Sequence],
+        lengths: list[int],
+        contexts: list[int],
+        *,
+        skipped: Row[int] = (),
+        **more: Any,
     ) -> Packing:
+        """Where new tokens after those of `contexts` lie. The cells of the first `skipped` ones, whole pages
+        of them, are not looked at."""
+        pages = [each.pages for each in sequences]
+        if skipped:
+            pages = [own[count // self.page_size :] for own, count in zip(pages, skipped, strict=True)]
+            contexts = [context - count for context, count in zip(contexts, skipped, strict=True)]
         stretched = None
         if self.model.config.rope_scaling is not None:
             stretched = [each.stretched for each in sequences]
         return Packing.cached(
             lengths,
             contexts,
-            [each.pages for each in sequences],
+            pages,
             [each.slot or 0 for each in sequences],
             self.page_size,
+            skipped=skipped,
             stretched=stretched,
             device=self.device,
             **more,
         )
 
-    def _index(self, numbers: list[int] | tuple[int, ...]) -> Tensor:
+    def index(self, numbers: Row[int]) -> Tensor:
+        """Numbers as a tensor on the device."""
         found = torch.from_numpy(np.array(numbers, np.int64))
         return found if self.device.type == "cpu" else found.to(self.device)
-
-
-def _following(reads: list[Read]) -> list[int]:
-    """The token that followed each hidden state."""
-    return [token for each, cell, length in reads for token in each.tokens[cell : cell + length]]

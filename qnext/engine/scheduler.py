@@ -161,7 +161,9 @@ class Scheduler:
             plan.moves.append(Fetch(sequence, hit))
         else:
             copy = None if tail is None else (tail, sequence.pages[-1])
-            plan.moves.append(Restore(sequence.slot, tuple(state), copy))
+            if copy is not None:
+                self.pages.filled[copy[1]] = self.pages.filled[copy[0]]
+            plan.moves.append(Restore(sequence.slot, tuple(state), copy, hit.replays))
 
     def _worth_waiting(self, sequence: Sequence) -> bool:
         """Whether a running sequence is about to leave a state in the cache that is worth waiting for."""

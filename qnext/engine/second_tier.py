@@ -18,7 +18,10 @@ from .disk_tier import DiskTier
 from .host_tier import HostTier
 from .plan import Fetch
 from .runner import Runner
+from .sight import blank, fill
 from .tier import Entry, Header, Tier, entry_key
+
+ABOUT = 16  # bytes after a state: replays, and how far the MTP head must not look back
 
 
 class SecondTier:
@@ -26,6 +29,7 @@ class SecondTier:
 
     def __init__(self, tier: Tier, runner: Runner, cache: PrefixCache) -> None:
         self._tier, self._runner, self._cache = tier, runner, cache
+        self._filled = cache.pages.filled
         texts: dict[str, tuple[int, ...]] = {}
         for header in tier.headers():
             texts[header.key] = (*texts.get(header.parent or "", ()), *header.tokens)
@@ -40,7 +44,7 @@ class SecondTier:
             if not weights:
                 raise ValueError("disk_cache needs a checkpoint directory: its copies must fit the weights")
             # Copies fit only the same weights, laid out in the same way.
-            layout = (weights, config.drafts, str(runner.state.pages.dtype), runner.state_bytes)
+            layout = (weights, config.drafts, str(runner.state.pages.dtype), runner.state_bytes, ABOUT)
             digest = blake2b(repr(layout).encode(), digest_size=16).hexdigest()
             tier: Tier = DiskTier(config.disk_cache, digest, config.disk_cache_bytes)
             return cls(tier, runner, cache)
@@ -60,7 +64,9 @@ class SecondTier:
         parent_key = parent.key if parent else None
         key = entry_key(parent_key, salt, tokens)
         content = self._runner.content_of(slot).cpu()
-        state = torch.cat((content, torch.tensor([checkpoint.replays], dtype=torch.uint8)))
+        unseen = blank(self._filled, pages, checkpoint.length, self._runner.page_size)
+        about = torch.tensor([checkpoint.replays, unseen]).view(torch.uint8)
+        state = torch.cat((content, about))
         kv = self._cells(pages, begin, checkpoint.length).cpu()
         self._tier.put(Entry(Header(key, parent_key, salt, tokens), kv, state))
         checkpoint.key = key if key in self._tier else None
@@ -86,9 +92,11 @@ class SecondTier:
             begin, end = end, end + len(entry.header.tokens)
             self._set_cells(sequence.pages, begin, end, entry.kv)
         assert sequence.slot is not None
-        state = entries[0].state
-        sequence.replays = int(state[-1])
-        self._runner.fill(sequence.slot, state[:-1].to(self._runner.device))
+        about = [entry.state[-ABOUT:].clone().view(torch.int64).tolist() for entry in entries]
+        sequence.replays, unseen = about[0][0], max(each[1] for each in about)
+        if unseen < end:
+            fill(self._filled, sequence.pages, unseen, end, self._runner.page_size)
+        self._runner.fill(sequence.slot, entries[0].state[:-ABOUT].to(self._runner.device))
         sequence.kept = 0  # so that its end is kept in memory too
         return True
 

@@ -37,6 +37,8 @@ class Sequence:
     replays: int = 0
     drafts: list[int] = field(default_factory=list)  # guesses for the next step
     unread: Unread = field(default_factory=Unread)  # while there is an MTP head
+    restored: bool = False  # its last hidden state is still in its slot alone
+    blank: int | None = None  # how far the head must not look back, if that is known: see `sight`
     asked: int = 0  # how many guesses were wanted for the next step
     cursor: Cursor | None = None
     marks: list[int] = field(default_factory=list)  # lengths at which a state is to be kept
@@ -76,11 +78,6 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
-    def restored(self) -> bool:
-        """Whether its last hidden state is still in its slot alone: it was kept by another sequence."""
-        return bool(self.computed) and not self.unread.known
-
-    @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.request.prompt)
 
@@ -100,6 +97,7 @@ class Sequence:
     def admit(self, begin: int, marks: list[int]) -> None:
         """It runs from now on, `begin` tokens were found in the cache."""
         self.computed = self.kept = begin
+        self.restored = begin > 0
         self.marks = marks
         if self.cached is None:
             self.cached = begin
@@ -109,6 +107,7 @@ class Sequence:
         """It holds nothing any more and is computed anew later."""
         self.pages, self.slot, self.computed, self.replays, self.kept = array("q"), None, 0, 0, 0
         self.drafts, self.asked, self.unread = [], 0, Unread()
+        self.restored, self.blank = False, None
         self.marks, self.cursor, self.routed = [], None, []
 
     def extend(self, token: int, logprob: TokenLogprob | None) -> Output:

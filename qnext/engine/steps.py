@@ -17,6 +17,7 @@ from .ahead import rows_after
 from .cache import PrefixCache
 from .config import SPARE_SLOTS, EngineConfig
 from .drafting import LookupDrafter, MTPDrafter
+from .head import Head, Span
 from .keeper import Keeper
 from .pace import Pace
 from .pages import Pages
@@ -26,7 +27,7 @@ from .prompt_reports import report_prompt
 from .reports import logprobs
 from .request import FinishReason, Output, TokenLogprob
 from .rounds import Rounds
-from .runner import Runner, Span, Step
+from .runner import Runner, Step
 from .sampler import Row, sample
 from .scheduler import Scheduler
 from .second_tier import SecondTier
@@ -61,8 +62,11 @@ class Steps:
             self.tier = SecondTier.of(config, self.runner, self.cache, checkpoint)
         lookahead = config.drafts if mtp else 0
         self.scheduler = Scheduler(self.pages, self.slots, self.spare, self.cache, config, lookahead)
-        self._keeper = Keeper(self.runner, self.cache, self.tier, self.spare, config.checkpoint_stride)
-        self._mtp = MTPDrafter(self.runner) if mtp else None
+        self.head = Head(self.runner, self.pages.filled) if mtp else None
+        self._keeper = Keeper(
+            self.runner, self.head, self.cache, self.tier, self.spare, config.checkpoint_stride
+        )
+        self._mtp = MTPDrafter(self.runner, self.head) if self.head else None
         self._lookup = LookupDrafter()
         self._advanced: list[Span] = []  # what the step has computed
         self._rounds = Rounds(Pace(config.drafts, fixed=config.fixed_drafts))
@@ -118,10 +122,10 @@ class Steps:
         self.spare.give([slot for each in plan.pieces if each.sequence in lost for _, slot in each.saves])
         if not pieces:
             return
-        if self._mtp is not None:
+        if self.head is not None:
             for piece in pieces:
                 if piece.sequence.restored:
-                    self.runner.recall(piece.sequence)
+                    self.head.recall(piece.sequence)
         step = self.runner.run(pieces)
         self._advanced = []
         chosen = self._choose(pieces, step)
@@ -233,33 +237,30 @@ class Steps:
             sequence.drafted += len(piece.drafts)
             sequence.accepted += right
         self._rounds.judged(sequence, right)
-        self._advanced.append((sequence, start, count))
+        self._advanced.append((sequence, sequence.unread, start, count, sequence.computed))
         if sequence.request.routed_experts:
             sequence.routed.append(step.experts[start : start + count])
 
     def _look_ahead(self, pieces: list[Piece], step: Step, ended: dict[Stream, Sequence]) -> None:
-        """Show the MTP head what it must know by now, keep states where they are wanted, and guess."""
+        """Show the MTP head what it must know by now, guess, and keep states where they are wanted."""
         alive = [piece for piece in pieces if piece.sequence.slot is not None]
         going = [piece for piece in alive if piece.sequence.stream not in ended]
         guessing = [s for s in (p.sequence for p in going) if s.pending == 1 < s.room and not s.plain]
-        count = self._rounds.choose(pieces, guessing)
-        answered = guessing if count else []
-        if self._mtp is not None:
-            if self._advanced:
-                self.runner.note(step.hidden, self._advanced)
-            due = self._keeper.unread([p for p in alive if p.sequence not in answered], ended)
-            hidden = self.runner.absorb(answered, due) if answered or due else None
+        count, hidden = self._rounds.choose(pieces, guessing), None
+        if self.head is not None and self._advanced:
+            self.head.note(step, self._advanced, unasked=bool(guessing) and not count)
+        if self.head is not None and (count or not self.head.resting):
+            guessing = self.head.able(guessing) if count else []
+            due = self._keeper.unread([p for p in alive if p.sequence not in guessing], ended)
+            hidden = self.head.absorb(guessing, due) if guessing or due else None
+        for each in guessing if count else ():
+            each.asked = count
+        if self._mtp is None and count:
+            self._lookup.draft(guessing, count)
+        elif self._mtp is not None and count and hidden is not None:
+            self._mtp.draft(guessing, count, hidden)
         for piece in alive:
             self._keeper.keep(piece, ended=piece.sequence.stream in ended)
-        if not count:
-            return
-        if self._mtp is None:
-            self._lookup.draft(guessing, count)
-        else:
-            assert hidden is not None
-            self._mtp.draft(guessing, count, hidden)
-        for each in guessing:
-            each.asked = count
 
     def _recover(self, plan: Plan, told: Told, error: Exception) -> None:
         """A step has failed: whoever was alone in it ends, the others are computed anew, each alone until it

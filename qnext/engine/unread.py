@@ -1,7 +1,7 @@
 """Hidden states of one sequence that wait until the MTP head reads them, many at once.
 
-Filled and read by `runner`, thrown away with what the sequence has computed. Invariant: to put some there
-costs next to nothing, since it happens at every step: they stay where the forward left them.
+Filled and read by `head`, thrown away with what the sequence has computed. Invariant: what waits is the end
+of what was computed, without a gap.
 """
 
 from __future__ import annotations
@@ -12,24 +12,35 @@ Part = tuple[Tensor, int, int]  # rows of a forward, the first that is the seque
 
 
 class Unread:
-    """What waits, in order; and the `newest` [1, H], of the last computed token, read or not."""
+    """What waits, in order, up to that of the text's token before `end`; and the `newest` [1, H], read or
+    not."""
 
-    __slots__ = ("_last", "_parts")
+    __slots__ = ("_last", "_parts", "end")
 
     def __init__(self) -> None:
         self._parts: list[Part] = []
         self._last: Part | None = None  # where the newest is, once it was read
+        self.end = 0
 
-    def put(self, rows_TH: Tensor, start: int, count: int) -> int:
-        """The sequence has `count` of a forward's rows, from `start` on; they must not change any more -> of
-        how many forwards some wait."""
+    def put(self, rows_TH: Tensor, start: int, count: int, end: int) -> bool:
+        """The sequence has `count` of a forward's rows, from `start` on; they must not change any more ->
+        whether some before them never came, so that what waited is of no use."""
+        gap = self.known and end - count != self.end
+        if gap:
+            self._parts = []
         self._parts.append((rows_TH, start, count))
-        return len(self._parts)
+        self.end = end
+        return gap
 
     @property
     def count(self) -> int:
         """Hidden states that wait."""
         return sum(count for _, _, count in self._parts)
+
+    @property
+    def parts(self) -> int:
+        """Forwards of which some wait."""
+        return len(self._parts)
 
     @property
     def known(self) -> bool:
@@ -43,13 +54,17 @@ class Unread:
         rows_TH, start, count = part
         return rows_TH[start + count - 1 : start + count]
 
-    def read(self, *, newest: bool) -> list[Tensor]:
-        """What waits, in order [., H]; it waits no more. Without `newest`, that one still does, and the
-        memory of all others is let go."""
+    def read(self, *, newest: bool, skip: int = 0) -> list[Tensor]:
+        """What waits but for the first `skip`, in order [., H]; it waits no more. Without `newest`, that one
+        still does, and the memory of all others is let go."""
         parts = [rows_TH[start : start + count] for rows_TH, start, count in self._parts]
         if newest:
             self._parts, self._last = [], (self.newest, 0, 1)
         else:
             self._parts = [(self.newest.clone(), 0, 1)]
             parts[-1] = parts[-1][:-1]
+        while skip and parts:
+            skip, parts[0] = max(0, skip - len(parts[0])), parts[0][skip:]
+            if not len(parts[0]):
+                del parts[0]
         return parts

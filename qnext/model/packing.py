@@ -164,18 +164,20 @@ class Packing:
         drafts: Sequence[int] = (),
         replays: Sequence[int] = (),
         saves: Sequence[tuple[int, int, int]] = (),
+        skipped: Sequence[int] = (),
         stretched: Sequence[bool] | None = None,
         device: torch.device | str = "cpu",
     ) -> Packing:
         """`lengths[n]` new tokens after `contexts[n]` cached ones, for sequences with pages and slots.
 
-        `contexts` count cells: with `first` empty cells, a token's position is that much less.
+        `contexts` count cells: with `first` empty cells, a token's position is that much less; with
+        `skipped[n]` cells before the pages, that much more.
         """
         # Lists, since this runs for every step: most rows are a few tokens, for which numpy takes longer.
         held = np.zeros((len(pages), max(map(len, pages))), np.int64)
         numbers: list[int] = []
-        for length, context in zip(lengths, contexts, strict=True):
-            numbers += range(context - first, context - first + length)
+        for length, context, before in zip(lengths, contexts, skipped or (0,) * len(pages), strict=True):
+            numbers += range(before + context - first, before + context - first + length)
         total = len(numbers)
         for row, own, length, context in zip(held, pages, lengths, contexts, strict=True):
             row[: len(own)] = own

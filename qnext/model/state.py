@@ -6,6 +6,7 @@ Made by `engine`, changed in place by the layers' ops. Invariant: no layer holds
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -131,13 +132,19 @@ class State:
             zeros(slots, config.hidden_size, of=kept) if mtp else None,
         )
 
-    @property
-    def slotted(self) -> list[Tensor]:
-        """All tensors whose first dimension is the slot, widest elements first (bytes then stay aligned)."""
-        found = [tensor for cache in self.delta if cache is not None for tensor in cache]
-        found += [tensor for tensor in self.conv if tensor is not None]
-        found += [] if self.hidden is None else [self.hidden]
+    @cached_property
+    def certain(self) -> list[Tensor]:
+        """The tensors whose first dimension is the slot, but for the windows of delta states, which say
+        nothing where no draft is to be replayed; widest elements first (bytes then stay aligned)."""
+        found = [cache.state for cache in self.delta if cache is not None]
+        found += [tensor for tensor in (*self.conv, self.hidden) if tensor is not None]
         return sorted(found, key=lambda tensor: -tensor.element_size())
+
+    @cached_property
+    def slotted(self) -> list[Tensor]:
+        """All tensors whose first dimension is the slot, those of `certain` first."""
+        windows = [tensor for cache in self.delta if cache is not None for tensor in cache[1:]]
+        return self.certain + sorted(windows, key=lambda tensor: -tensor.element_size())
 
     def clear(self, slot: int) -> None:
         """Make a slot ready for a new sequence."""

@@ -153,7 +153,7 @@ def test_a_failure_after_one_has_ended_does_not_end_it_twice(monkeypatch: pytest
     with engine() as made:
         watch = Watch(made)
         watch.after = lambda rows, logits: torch.cat((logits[:1] * float("nan"), logits[1:]))
-        monkeypatch.setattr(made._steps.runner, "absorb", failing)
+        monkeypatch.setattr(made._steps.head, "absorb", failing)
         with at_once(made):
             first, second = made.submit(request(8)), made.submit(request(17))
         found = [[output.error for output in stream] for stream in (first, second)]

@@ -52,12 +52,12 @@ def test_thousands_more(tmp_path: Path) -> None:
 
 
 def changed_packing(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    plain = Runner._packing
+    plain = Runner.packing
 
     def packing(self: Runner, *given: Any, **more: Any) -> Packing:
         return plain(self, *given, **{name: changes.get(name, lambda v: v)(v) for name, v in more.items()})
 
-    monkeypatch.setattr(Runner, "_packing", packing)
+    monkeypatch.setattr(Runner, "packing", packing)
 
 
 def zeros(counts: list[int]) -> list[int]:
@@ -83,7 +83,7 @@ def share_the_last_page(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Runner.move
 
     def move(self: Runner, move: Move) -> None:
-        plain(self, Restore(move.slot, move.state, None) if isinstance(move, Restore) else move)
+        plain(self, Restore(move.slot, move.state, None, move.replays) if isinstance(move, Restore) else move)
 
     monkeypatch.setattr(Runner, "move", move)
 

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def failing(made: Engine, name: str, when: Callable[[int, list[Sequence]], bool]) -> list[int]:
-    """Make one of the runner's methods raise -> how often it did."""
-    runner: Any = made._steps.runner
-    plain, calls, raised = getattr(runner, name), [0], [0]
+    """Make a method of the runner or of the MTP head raise -> how often it did."""
+    owner: Any = made._steps.runner if hasattr(made._steps.runner, name) else made._steps.head
+    plain, calls, raised = getattr(owner, name), [0], [0]
 
     def method(first: Any, *rest: Any) -> Any:
         calls[0] += 1
@@ -33,7 +33,7 @@ def failing(made: Engine, name: str, when: Callable[[int, list[Sequence]], bool]
             raise RuntimeError(f"{name} fails")
         return plain(first, *rest)
 
-    setattr(runner, name, method)
+    setattr(owner, name, method)
     return raised
 
 

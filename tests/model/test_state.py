@@ -75,7 +75,7 @@ def test_all_bytes_held_are_the_declared_ones(kinds: str, drafts: int, dtype: to
     assert state.pages.numel() * dtype.itemsize == size.kv_token * 21
     assert (state.mtp is not None) == (state.hidden is not None) == mtp
     assert size.slot == size.delta + size.conv + size.window + size.hidden
-    widths = [tensor.element_size() for tensor in state.slotted]
+    widths = [tensor.element_size() for tensor in state.certain]
     assert widths == sorted(widths, reverse=True)
 
 
