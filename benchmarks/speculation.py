@@ -14,6 +14,7 @@ JSON line a batch size, after `seconds` of rounds of turns: tokens of all turns 
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import subprocess
@@ -46,7 +47,9 @@ QUESTIONS = (
 )
 LENGTHS = (80, 213, 160, 101, 240, 133, 187)
 WAVES = 4  # prompts for each place
-TURN, EACH = 64, 16  # tokens at least, and for each place
+TURN, EACH = 16, 4  # tokens at least, and for each place; and as many more
+LONG = 0.05  # as take so many seconds without guesses
+PROBE = 256  # tokens that tell how long a turn should be
 WARM_UP = 20  # rounds that do not count: kernels, kept prompts, and what guesses cost
 
 Turn = tuple[int, float]  # tokens, and seconds
@@ -93,6 +96,12 @@ class Player:
         return self.tokens - before, self._ended - begun
 
 
+def turn_of(player: Player, batch: int) -> int:
+    """Tokens of a turn, by what an engine without guesses does with its first `PROBE`."""
+    player.play(PROBE // 2)
+    return max(TURN, EACH * batch, round(LONG * speed([player.play(PROBE)])))
+
+
 def speed(turns: list[Turn]) -> float:
     return sum(tokens for tokens, _ in turns) / sum(seconds for _, seconds in turns)
 
@@ -135,12 +144,14 @@ def main() -> None:
             )
             for name, (count, fixed) in KINDS.items()
         }
+        gc.collect()
+        gc.freeze()  # as the server does
         found: dict[str, list[Turn]] = {name: [] for name in KINDS}
-        turn = max(TURN, EACH * batch)
+        turn = turn_of(players["0"], batch)
         rounds, until = 0, time.perf_counter() + seconds
         while rounds < WARM_UP + 4 or time.perf_counter() < until:
             for name in (*KINDS, *KINDS)[rounds % len(KINDS) :][: len(KINDS)]:
-                found[name].append(players[name].play((rounds + 1) * turn))
+                found[name].append(players[name].play(PROBE + (rounds + 1) * turn))
             rounds += 1
         found = {name: turns[WARM_UP:] for name, turns in found.items()}
         speeds = {name: speed(turns) for name, turns in found.items()}

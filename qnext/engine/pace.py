@@ -27,7 +27,7 @@ NEAR = 3  # of which so many last ones are measured: to measure costs something 
 AFTER = 3  # rounds of the usual choice after which a look is held against it
 LOOK = 16  # steps, for each choice, between two looks at another one that may be as good as the best,
 SURE = 2  # and so many times as seldom for one that is worse by what its cost is uncertain by, squared,
-SELDOM = 40  # but not more than so many times, nor than the square of how often it was measured
+SELDOM = 40  # but not more than so many times, nor than the square of `TRIALS` before the first look
 NOISE = (0.1, 0.05)  # what a cost scatters by before any was compared, and the newest comparison's weight
 MIDDLE = 1.5  # a deviation of the scatter in mean distances from the middle, about
 STILL = 0.1  # a look counts if the usual choice takes as long after it as before it, but for so much
@@ -157,7 +157,8 @@ class Pace:
         best = level.usual = max(choices, key=lambda k: gains[k])
         worse = [(gains[best] / gains[k] - 1) / level.uncertainty(k) for k in choices]
         seldom = [
-            min(1 + SURE * each**2, SELDOM, count**2) for each, count in zip(worse, level.counts, strict=True)
+            min(1 + SURE * each**2, SELDOM if count > TRIALS else TRIALS**2)
+            for each, count in zip(worse, level.counts, strict=True)
         ]
         level.since = [steps + self._passed for steps in level.since]
         level.since[best] = 0
