@@ -144,6 +144,7 @@ def main() -> None:
             )
             for name, (count, fixed) in KINDS.items()
         }
+        gc.unfreeze()  # the last batch size's engines
         gc.collect()
         gc.freeze()  # as the server does
         found: dict[str, list[Turn]] = {name: [] for name in KINDS}

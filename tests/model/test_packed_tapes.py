@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 from typing import Any
 
@@ -125,3 +126,8 @@ def test_old_tapes_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     for length in (1, 2, 3, 4) * 2:
         network(token_ids(length), Packing.cached([length], [0], [[0]], [0], PAGE), state)
         assert len(network._tapes._tapes) <= 2
+    lengths = [1, 2, 1, 3, 1]  # that of one token is played again and again: the other is let go
+    passes = Counter[int]()
+    for length in lengths:
+        network._tapes.run(length, state, lambda length=length: passes.update([length]))
+    assert passes == {1: 1, 2: 1, 3: 1}
