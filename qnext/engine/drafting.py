@@ -31,23 +31,21 @@ class MTPDrafter:
     def draft(self, sequences: list[Sequence], count: int, hidden: Tensor) -> None:
         """Leave `count` guesses in each sequence, which must end in a token that is not computed yet.
         `hidden` [N, H] is what the head gave for that token."""
-        drafts: list[list[int]] = [[] for _ in sequences]
+        for each in sequences:
+            each.drafts = []
         with ExitStack() as stack:
-            looks = [stack.enter_context(Ahead(each)) for each in sequences]
+            bound = [(n, each) for n, each in enumerate(sequences) if each.matcher is not None]
+            looks = [(n, stack.enter_context(Ahead(each))) for n, each in bound]
             for j in range(count):
-                allowed = [look.allowed() for look in looks]
-                rows = [
-                    Scores(each, tuple(found), may)
-                    for each, found, may in zip(sequences, drafts, allowed, strict=True)
-                ]
+                allowed = {n: look.allowed() for n, look in looks}
+                rows = [Scores(each, tuple(each.drafts), allowed.get(n)) for n, each in enumerate(sequences)]
                 tokens = sample(self._runner.scores(hidden), rows)
-                for found, look, token, may in zip(drafts, looks, tokens, allowed, strict=True):
-                    found.append(token)
-                    look.take(token, may)
+                for each, token in zip(sequences, tokens, strict=True):
+                    each.drafts.append(token)
+                for n, look in looks:
+                    look.take(tokens[n], allowed[n])
                 if j + 1 < count:
                     hidden = self._head.look_further(sequences, tokens, hidden, j + 1)
-        for each, found in zip(sequences, drafts, strict=True):
-            each.drafts = found
 
 
 class LookupDrafter:

@@ -187,6 +187,7 @@ class Engine:
             self._aborted.append(stream)
             self._news.notify()
 
+    @torch.inference_mode()  # once: to enter it costs as much as some operation
     def _loop(self) -> None:
         if self._steps.runner.model.own_threads:
             leave_cores_to_kernels()

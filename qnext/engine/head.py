@@ -1,15 +1,16 @@
 """The MTP head at work: what it must still be shown, and its answers.
 
-Told by `steps` of each forward, asked by `drafting`. While nothing is guessed, hidden states wait: to keep
-them costs next to nothing. After a while the head rests: only the newest are kept, and where guessing begins
-anew it sees no further back than these. Invariant: it never looks at a cell that holds no entry of its own.
+Told by `steps` of each forward, asked by `drafting`, in inference mode. While nothing is guessed, hidden
+states wait: to keep them costs next to nothing. After a while the head rests: only the newest are kept, and
+where guessing begins anew it sees no further back than these. Invariant: it never looks at a cell that holds
+no entry of its own.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import MutableSequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from qnext.model.packing import Packing
 from .runner import Runner, Step
 from .sequence import Sequence
 from .sight import blank, fill
-from .unread import Unread
+from .unread import Part, Unread
 
 RECENT = 32  # forwards without guesses after which the head rests, and tokens that it then knows of a text:
 # with 64, 32, 16 of tiny-instruct's stories 1, 1.5, 4 of a hundred guesses fewer are right than with all
@@ -60,7 +61,7 @@ class Head:
         the head rests, it reads at once where that is much."""
         self._unasked += unasked
         hidden_TH, resting = step.hidden, self._unasked >= RECENT
-        much = len(step.sound) > self._short
+        much = hidden_TH.shape[0] > self._short
         self._recent.append(_ends(hidden_TH, spans) if much and resting else (hidden_TH, spans))
         if resting and len(self._recent) > RECENT:
             self._recent.popleft()
@@ -68,13 +69,11 @@ class Head:
             self._hand_out()
             self._read_waiting([], [span[0] for span in spans] if much else [])
 
-    @torch.inference_mode()
     def remember(self, sequence: Sequence) -> None:
         """Put its last hidden state beside the other states of its slot, before they are stored."""
         found = self._newest(sequence)
         self._slots[sequence.slot] = 0 if found is None else found
 
-    @torch.inference_mode()
     def recall(self, sequence: Sequence) -> None:
         """A sequence that was restored has its last hidden state in its slot: the head has yet to see it,
         since the token that follows is new."""
@@ -88,24 +87,24 @@ class Head:
         self._hand_out()
         return [each for each in sequences if self._blank(each) < each.computed]
 
-    @torch.inference_mode()
     def absorb(self, guessing: list[Sequence], others: list[Sequence]) -> Tensor | None:
         """Show the head what waits: hidden states, each with the token that followed -> its own hidden state
         after the last of each of `guessing` [N, H], who must be able; the rest it only reads."""
         self._hand_out()
-        self._read_waiting(others, [each for each in guessing if each.unread.count > SOON])
+        long = [each for each in guessing if each.unread.count > SOON]
+        if others or long:
+            self._read_waiting(others, long)
         if not guessing:
             return None
-        rows, reads = list[Tensor](), list[Read]()
+        parts, reads = list[Part](), list[Read]()
         for each in guessing:
-            self._take(each, rows, reads, newest=True)
-        hidden = self._answer(torch.cat(rows), reads, _following(reads))
+            self._take(each, parts, reads, newest=True)
+        hidden = self._answer(self._rows(parts), reads, _following(reads))
         self._fill(reads)
         if len(hidden) == len(reads):
             return hidden
         return hidden[self._runner.index([end - 1 for end in accumulate(each.length for each in reads)])]
 
-    @torch.inference_mode()
     def look_further(
         self, sequences: list[Sequence], tokens: list[int], hidden_NH: Tensor, depth: int
     ) -> Tensor:
@@ -113,7 +112,6 @@ class Head:
         reads = [Read(each, each.computed + depth, 1) for each in sequences]
         return self._answer(hidden_NH, reads, tokens, own=True)
 
-    @torch.inference_mode()
     def _hand_out(self) -> None:
         """Give each sequence what waits of it."""
         if not self._recent:
@@ -128,7 +126,8 @@ class Head:
                     if unread.parts > room:
                         full[sequence] = None
         self._recent.clear()
-        self._read_waiting([], list(full))
+        if full:
+            self._read_waiting([], list(full))
 
     def _newest(self, sequence: Sequence) -> Tensor | None:
         """The last hidden state [H], if it is known."""
@@ -139,25 +138,33 @@ class Head:
         known = sequence.unread.known and sequence.unread.end == sequence.computed
         return sequence.unread.newest[0] if known else None
 
-    @torch.inference_mode()
     def _read_waiting(self, whole: list[Sequence], but_newest: list[Sequence]) -> None:
         """Show the head what waits of these sequences, all of it or all but the newest row."""
-        rows, reads = list[Tensor](), list[Read]()
+        parts, reads = list[Part](), list[Read]()
         for wanted, newest in ((whole, True), (but_newest, False)):
             for each in wanted:
-                self._take(each, rows, reads, newest=newest)
+                self._take(each, parts, reads, newest=newest)
         if reads:
-            following = self._runner.index(_following(reads))
-            self._runner.model.mtp_read(torch.cat(rows), following, self._cells(reads), self._entries)
+            following, rows = self._runner.index(_following(reads)), self._rows(parts)
+            self._runner.model.mtp_read(rows, following, self._cells(reads), self._entries)
             self._fill(reads)
 
-    def _take(self, each: Sequence, rows: list[Tensor], reads: list[Read], *, newest: bool) -> None:
+    def _rows(self, parts: list[Part]) -> Tensor:
+        """These rows of forwards, one after the other [., H]; most often all are of the newest."""
+        first, total = parts[0][0], sum(count for _, _, count in parts)
+        if any(each is not first for each, _, _ in parts):
+            return torch.cat([rows_TH[start : start + count] for rows_TH, start, count in parts])
+        if total == len(first) and all(a[1] < b[1] for a, b in pairwise(parts)):
+            return first
+        return first[self._runner.index([row for _, at, count in parts for row in range(at, at + count)])]
+
+    def _take(self, each: Sequence, parts: list[Part], reads: list[Read], *, newest: bool) -> None:
         """What waits of a sequence, as far as the head has use for it."""
         length, cell = each.unread.count - (not newest), each.computed + 1 - each.unread.count
         if not each.unread.count or each.unread.end != each.computed:
             return
         skip = max(0, min(start + 1 - cell, length)) if (start := self._blank(each)) else 0
-        rows += each.unread.read(newest=newest, skip=skip)
+        parts += each.unread.read(newest=newest, skip=skip)
         if length > skip:
             reads.append(Read(each, cell + skip, length - skip))
 
@@ -192,7 +199,6 @@ class Head:
         )
 
 
-@torch.inference_mode()
 def _ends(hidden_TH: Tensor, spans: list[Span]) -> tuple[Tensor, list[Span]]:
     """A copy of the newest rows of each span."""
     parts, ends, total = list[Tensor](), list[Span](), 0

@@ -1,13 +1,15 @@
 """The runner: one forward over the pieces of a step. It owns the caches; the only place where engine meets
 model.
 
-Called by `steps`, `head` and `drafting`. Invariant: it keeps no account of who owns what; plans say so.
+Called by `steps`, `head` and `drafting`, in inference mode. Invariant: it keeps no account of who owns what;
+plans say so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Row
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -26,14 +28,21 @@ from .sequence import Sequence
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What a forward gave: hidden states [T, H] and whether each is finite [T], and all are (`whole`); where
-    each piece begins; and the experts [T, layers, k], if somebody asked."""
+    """What a forward gave: hidden states [T, H]; where each piece begins; and the experts [T, layers, k], if
+    somebody asked."""
 
     hidden: Tensor
-    sound: list[bool]
-    whole: bool
     starts: list[int]
     experts: Any = None
+
+    def is_finite(self, start: int, length: int) -> bool:
+        """Whether so many hidden states are, from one on."""
+        return all(self._finite[start : start + length])
+
+    @cached_property
+    def _finite(self) -> list[bool]:
+        # A row's sum is finite where its numbers are: after the norm none is near the largest float.
+        return list(map(isfinite, self.hidden.sum(-1, dtype=torch.float32).tolist()))
 
 
 class Runner:
@@ -61,7 +70,6 @@ class Runner:
         sizes = model.cache_dtype.itemsize, model.dtype.itemsize
         self.state_bytes = StateSize.of(model.config, sizes[0], drafts, mtp=mtp, kept=sizes[1]).slot
 
-    @torch.inference_mode()
     def move(self, move: Move) -> None:
         """Carry out one of a plan's moves (a `Fetch` is the engine's)."""
         match move:
@@ -74,7 +82,6 @@ class Runner:
                 if copy is not None:
                     self.memory[copy[1]] = self.memory[copy[0]]
 
-    @torch.inference_mode()
     def fill(self, slot: int, content: Tensor, replays: int = 1) -> None:
         """Bring the bytes that `content_of` or `store` gave back to a slot."""
         at = 0
@@ -82,12 +89,10 @@ class Runner:
             part.copy_(content[at : at + len(part)])
             at += len(part)
 
-    @torch.inference_mode()
     def content_of(self, slot: int) -> Tensor:
         """Everything in a slot as bytes."""
         return torch.cat(self._parts(slot))
 
-    @torch.inference_mode()
     def store(self, slot: int, pages: list[int], replays: int = 1) -> None:
         """Copy a slot's content to pages (`content_of`, padded), as far as it says anything with so many
         replays."""
@@ -110,9 +115,9 @@ class Runner:
             self._way = self.memory.new_empty(pages, self.memory.shape[1])
         return self._way[:pages]
 
-    @torch.inference_mode()
     def run(self, pieces: list[Piece]) -> Step:
         """Take in the pieces. Nothing is committed but what the pieces say."""
+        assert torch.is_inference_mode_enabled()
         routed = any(piece.sequence.request.routed_experts for piece in pieces)
         if not self.alone or len(pieces) == 1:
             return self._forward(pieces, routed)
@@ -120,8 +125,6 @@ class Runner:
         lengths = [len(step.hidden) for step in steps]
         return Step(
             torch.cat([step.hidden for step in steps]),
-            [fine for step in steps for fine in step.sound],
-            all(step.whole for step in steps),
             [sum(lengths[:n]) for n in range(len(lengths))],
             np.concatenate([step.experts for step in steps]) if routed else None,
         )
@@ -152,11 +155,8 @@ class Runner:
         experts = None
         if routing:
             experts = torch.stack([chosen for _, chosen in routing], 1).to(torch.int16).cpu().numpy()
-        # A row's sum is finite where its numbers are: after the norm none is near the largest float.
-        sound = list(map(isfinite, hidden.sum(-1, dtype=torch.float32).tolist()))
-        return Step(hidden, sound, all(sound), starts, experts)
+        return Step(hidden, starts, experts)
 
-    @torch.inference_mode()
     def scores(self, hidden_RH: Tensor) -> Tensor:
         """Scores [R, V] fp32 of the tokens that follow."""
         if self.alone:

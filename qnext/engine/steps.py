@@ -1,7 +1,7 @@
 """Steps: plan, one forward, choose, take in, keep, guess; what the engine's thread does over and over.
 
-Called by `engine`. Invariants: only tokens that were accepted, and states of sound ones, are ever kept; a
-step that fails takes down no more than the request that made it fail.
+Called by `engine`, in inference mode. Invariants: only tokens that were accepted, and states of sound ones,
+are ever kept; a step that fails takes down no more than the request that made it fail.
 """
 
 from __future__ import annotations
@@ -200,7 +200,8 @@ class Steps:
         if isinstance(choices, Exception):
             raise choices
         sequence, told = piece.sequence, list[Output]()
-        fine = step.whole or all(step.sound[start : start + piece.length])
+        # what is not finite in a row that is scored shows in its scores
+        fine = (piece.length == 1 and bool(choices)) or step.is_finite(start, piece.length)
         sequence.drafts = []
         for j, (token, report, sound) in enumerate(choices):
             fine = fine and sound

@@ -15,11 +15,12 @@ class Unread:
     """What waits, in order, up to that of the text's token before `end`; and the `newest` [1, H], read or
     not."""
 
-    __slots__ = ("_last", "_parts", "end")
+    __slots__ = ("_last", "_parts", "count", "end")
 
     def __init__(self) -> None:
         self._parts: list[Part] = []
         self._last: Part | None = None  # where the newest is, once it was read
+        self.count = 0  # hidden states that wait
         self.end = 0
 
     def put(self, rows_TH: Tensor, start: int, count: int, end: int) -> bool:
@@ -27,15 +28,10 @@ class Unread:
         whether some before them never came, so that what waited is of no use."""
         gap = self.known and end - count != self.end
         if gap:
-            self._parts = []
+            self._parts, self.count = [], 0
         self._parts.append((rows_TH, start, count))
-        self.end = end
+        self.count, self.end = self.count + count, end
         return gap
-
-    @property
-    def count(self) -> int:
-        """Hidden states that wait."""
-        return sum(count for _, _, count in self._parts)
 
     @property
     def parts(self) -> int:
@@ -54,17 +50,19 @@ class Unread:
         rows_TH, start, count = part
         return rows_TH[start + count - 1 : start + count]
 
-    def read(self, *, newest: bool, skip: int = 0) -> list[Tensor]:
-        """What waits but for the first `skip`, in order [., H]; it waits no more. Without `newest`, that one
-        still does, and the memory of all others is let go."""
-        parts = [rows_TH[start : start + count] for rows_TH, start, count in self._parts]
+    def read(self, *, newest: bool, skip: int = 0) -> list[Part]:
+        """What waits but for the first `skip`, in order; it waits no more. Without `newest`, that one still
+        does, and the memory of all others is let go."""
+        parts = self._parts
+        rows_TH, start, count = parts[-1]
         if newest:
-            self._parts, self._last = [], (self.newest, 0, 1)
+            self._parts, self._last, self.count = [], (rows_TH, start + count - 1, 1), 0
         else:
-            self._parts = [(self.newest.clone(), 0, 1)]
-            parts[-1] = parts[-1][:-1]
-        while skip and parts:
-            skip, parts[0] = max(0, skip - len(parts[0])), parts[0][skip:]
-            if not len(parts[0]):
-                del parts[0]
+            self._parts, self.count = [(self.newest.clone(), 0, 1)], 1
+            parts[-1] = rows_TH, start, count - 1
+        while parts and skip >= parts[0][2]:
+            skip -= parts.pop(0)[2]
+        if skip and parts:
+            rows_TH, start, count = parts[0]
+            parts[0] = rows_TH, start + skip, count - skip
         return parts

@@ -181,6 +181,7 @@ class PackedQwen3Next:
         workspace, (count, columns) = self._workspace, (len(hidden_TH), self.lm_head.columns)
         coded = self.activations == "int8"
         if count > attention.SHORT or count * columns > TAPED:
+            self._set_threads()
             rows = Rows(hidden_TH.contiguous(), workspace, coded)
             scores = torch.empty(count, columns)
             linear(rows.ready(self.lm_head), self.lm_head, scores)
@@ -188,6 +189,7 @@ class PackedQwen3Next:
 
         def score() -> Tensor:
             out = workspace.take("scores", (count, columns), torch.float32)
+            self._set_threads()
             return linear(Rows(rows_TH, workspace, coded).ready(self.lm_head), self.lm_head, out)
 
         rows_TH = self._lay("row 0", hidden_TH)
@@ -249,12 +251,14 @@ class PackedQwen3Next:
         check(ids_T, len(self.embedding))
         places, ids = lay_down(packing, self._workspace), self._lay("ids", ids_T)
         rows = tuple(self._lay(f"row {i}", row) for i, row in enumerate(rows))
-        arrays = places[0]
-        assert arrays.pages is not None
-        sizes = (len(ids_T), len(packing.lengths), len(packing.saves), packing.first)
-        key = (name, *sizes, arrays.pages.shape, arrays.stretched is None)
-        self._set_threads()
-        return self._tapes.run(key, owner, lambda: make(self._begin(laid(packing, places), ids), *rows))
+        sizes = (len(ids), len(packing.lengths), len(packing.saves), packing.first)
+        key = (name, *sizes, places.pages.shape, places.stretched is None)
+
+        def make_anew() -> T:
+            self._set_threads()
+            return make(self._begin(laid(packing, places), ids), *rows)
+
+        return self._tapes.run(key, owner, make_anew)
 
     def _set_threads(self) -> None:
         if numba.get_num_threads() != self.threads:  # a setting of each thread
@@ -262,7 +266,7 @@ class PackedQwen3Next:
 
     def _lay(self, name: str, rows: Tensor) -> Tensor:
         """A copy in the workspace."""
-        return torch.from_numpy(self._workspace.lay(name, rows.numpy()))
+        return self._workspace.lay(name, rows.numpy())
 
     def _begin(self, packing: Packing, ids_T: Tensor, routing: Routing | None = None) -> PackedStep:
         """The surroundings of a forward, with what it begins with."""

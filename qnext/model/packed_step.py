@@ -7,6 +7,7 @@ workspace, the weights and the caches, so that calls of a step that was laid dow
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -70,27 +71,43 @@ class Rows:
         return found
 
 
-def lay_down(packing: Packing, workspace: Workspace) -> tuple[Arrays, np.ndarray, np.ndarray]:
-    """Put the arrays of a packing into the workspace, where those of the last one of these sizes lay -> what
-    `laid` takes. Pages have room for up to twice as many, so that a sequence rarely changes the sizes."""
+NO_SAVES = torch.empty(0, 3, dtype=torch.int64)
+
+
+class Places(NamedTuple):
+    """Where the arrays of a packing lie in the workspace."""
+
+    positions: Tensor
+    pages: Tensor
+    cells: Tensor
+    table: Tensor
+    save_table: Tensor
+    stretched: Tensor | None
+
+
+def lay_down(packing: Packing, workspace: Workspace) -> Places:
+    """Put the arrays of a packing into the workspace, where those of the last one of these sizes lay. Pages
+    have room for up to twice as many, so that a sequence rarely changes the sizes."""
     arrays, pages = packing.arrays, packing.arrays.pages
     assert pages is not None and arrays.cells is not None
     wide = np.zeros((len(pages), 1 << (pages.shape[1] - 1).bit_length()), np.int64)
     wide[:, : pages.shape[1]] = pages
     stretched = arrays.stretched
-    laid = Arrays(
+    return Places(
         workspace.lay("positions", arrays.positions),
         workspace.lay("pages", wide),
-        arrays.slots,
         workspace.lay("cells", arrays.cells),
+        workspace.lay("table", packing.table),
+        workspace.lay("save_table", packing.save_table) if packing.saves else NO_SAVES,
         None if stretched is None else workspace.lay("stretched", stretched.astype(np.int64)),
     )
-    return laid, workspace.lay("table", packing.table), workspace.lay("save_table", packing.save_table)
 
 
-def laid(packing: Packing, places: tuple[Arrays, np.ndarray, np.ndarray]) -> Packing:
+def laid(packing: Packing, places: Places) -> Packing:
     """The same packing, of arrays that lie in the workspace."""
-    found = replace(packing, arrays=places[0])
+    positions, pages, cells, table, saves = (each.numpy() for each in places[:5])
+    stretched = None if places.stretched is None else places.stretched.numpy()
+    found = replace(packing, arrays=Arrays(positions, pages, packing.arrays.slots, cells, stretched))
     # cached properties: found as if they had been asked for before
-    found.__dict__["table"], found.__dict__["save_table"] = places[1:]
+    found.__dict__["table"], found.__dict__["save_table"] = table, saves
     return found

@@ -63,7 +63,8 @@ class Packing:
 
     def __post_init__(self) -> None:
         for name in ("drafts", "replays"):
-            object.__setattr__(self, name, getattr(self, name) or (0,) * len(self.lengths))
+            if not getattr(self, name):
+                object.__setattr__(self, name, (0,) * len(self.lengths))
 
     @cached_property
     def positions(self) -> Tensor:
@@ -178,15 +179,16 @@ class Packing:
         numbers: list[int] = []
         for length, context, before in zip(lengths, contexts, skipped or (0,) * len(pages), strict=True):
             numbers += range(before + context - first, before + context - first + length)
-        total = len(numbers)
+        total, none = len(numbers), (0,) * len(pages)
         for row, own, length, context in zip(held, pages, lengths, contexts, strict=True):
             row[: len(own)] = own
             for at in range(context, context + length):
                 numbers.append(int(own[at // page_size]) * page_size + at % page_size)
-        none = (0,) * len(pages)
         columns = (accumulate(lengths, initial=0), lengths, contexts, slots, drafts or none, replays or none)
-        table = np.array(list(zip(*columns, strict=False)), np.int64)
+        for facts in zip(*columns, strict=False):
+            numbers += facts
         places = np.array(numbers, np.int64)
+        table = places[2 * total :].reshape(-1, 6)
 
         long = None
         if stretched is not None:
@@ -195,10 +197,10 @@ class Packing:
         made = cls(
             tuple(lengths),
             tuple(contexts),
-            Arrays(places[:total], held, table[:, 3], places[total:], long),
+            Arrays(places[:total], held, table[:, 3], places[total : 2 * total], long),
             first,
-            tuple(drafts),
-            tuple(replays),
+            tuple(drafts or none),
+            tuple(replays or none),
             tuple(saves),
             device,
         )

@@ -12,15 +12,19 @@ from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import ref
 
+import numba
+
 from .workspace import Workspace
 
 T = TypeVar("T")
 
 
 class Tape(NamedTuple, Generic[T]):
-    """Calls with the jobs they point to, and what the pass returned; `moves` of the workspace by then."""
+    """Calls with the jobs they point to, and what the pass returned; `threads` as numba had them, `moves` of
+    the workspace by then."""
 
     calls: array[int]
+    threads: int
     jobs: list[array[int]]
     result: T
     moves: int
@@ -46,7 +50,7 @@ class Tapes:
         tape = self._tapes.pop(place, None)
         if tape is not None and tape.moves == workspace.moves and tape.owner() is owner:
             self._tapes[place] = tape  # the newest
-            workspace.team.run(tape.calls)
+            workspace.team.run(tape.calls, tape.threads)
             return tape.result  # type: ignore[no-any-return]
         moves, workspace.calls = workspace.moves, []
         try:
@@ -57,5 +61,6 @@ class Tapes:
             if len(self._tapes) == self.MOST:
                 del self._tapes[next(iter(self._tapes))]
             calls = array("q", [number for some, _ in made for number in some])
-            self._tapes[place] = Tape(calls, [job for _, job in made], result, moves, ref(owner))
+            jobs = [job for _, job in made]
+            self._tapes[place] = Tape(calls, numba.get_num_threads(), jobs, result, moves, ref(owner))
         return result

@@ -84,9 +84,10 @@ class Team:
         self._at = -(-self._memory.ctypes.data // 64) * 64
         self._helpers: list[Helper] = []
 
-    def run(self, calls: array[int]) -> None:
-        """Phases, as `Task.calls` gives them, one after the other."""
-        threads = numba.get_num_threads()
+    def run(self, calls: array[int], threads: int = 0) -> None:
+        """Phases, as `Task.calls` gives them, one after the other, by so many threads: as many at least as
+        any has shares. Without a number, as many as numba would take."""
+        threads = threads or numba.get_num_threads()
         while len(self._helpers) < threads - 1:
             helper = Helper(self._memory, self._at)
             self._helpers.append(helper)

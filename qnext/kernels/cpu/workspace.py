@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from .task import Task
 from .team import Team
 
 LINE = 64
+KINDS = 64  # shapes of a piece that are remembered
 
 
 class Workspace:
@@ -27,8 +29,8 @@ class Workspace:
         self.team, self.moves = Team(), 0
         self.calls: list[tuple[array[int], array[int]]] | None = None
         self._pieces: dict[str, tuple[int, int, Tensor]] = {}  # address, bytes, what owns them
-        self._tensors: dict[str, Tensor] = {}
-        self._laid: dict[str, np.ndarray] = {}
+        self._tensors: dict[str, dict[tuple[Any, ...], Tensor]] = {}  # of a piece, by shape and dtype,
+        self._laid: dict[str, dict[tuple[Any, ...], tuple[np.ndarray, Tensor]]] = {}  # and as numpy has them
 
     def address(self, name: str, size: int) -> int:
         """Where a piece of at least `size` bytes begins. What it holds is anything."""
@@ -37,30 +39,36 @@ class Workspace:
             memory = torch.empty(size + LINE, dtype=torch.uint8)
             begin = -(-memory.data_ptr() // LINE) * LINE
             self._pieces[name] = found = (begin, size, memory)
+            self._tensors[name], self._laid[name] = {}, {}
             self.moves += 1
         return found[0]
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, spare: int = 0) -> Tensor:
         """A piece as a contiguous tensor, with some bytes after it that may be read. The same shape again is
-        the same tensor."""
-        known = self._tensors.get(name)
-        if known is not None and known.shape == shape and known.dtype == dtype:
-            return known
-        size = prod(shape) * dtype.itemsize
-        begin = self.address(name, size + spare)
-        memory = self._pieces[name][2]
-        first = begin - memory.data_ptr()
-        found = self._tensors[name] = memory[first : first + size].view(dtype).view(shape)
-        return found
+        the same tensor, mostly."""
+        kind, known = (shape, dtype), self._tensors.get(name, {})
+        if kind not in known:
+            size = prod(shape) * dtype.itemsize
+            begin = self.address(name, size + spare)
+            known, memory = self._tensors[name], self._pieces[name][2]
+            if len(known) == KINDS:
+                known.clear()
+            first = begin - memory.data_ptr()
+            known[kind] = memory[first : first + size].view(dtype).view(shape)
+        return known[kind]
 
-    def lay(self, name: str, array: np.ndarray) -> np.ndarray:
+    def lay(self, name: str, array: np.ndarray) -> Tensor:
         """A copy of an array, where the last one of this name and shape lay. Other than torch's operations
         this does not let go of Python's lock, for which a reader of answers may wait."""
-        place = self._laid.get(name)
-        if place is None or place.shape != array.shape or place.dtype != array.dtype:
-            dtype = torch.from_numpy(array).dtype
-            place = self._laid[name] = self.take(name, array.shape, dtype).numpy()
-        place[...] = array
+        kind, known = (array.shape, array.dtype), self._laid.get(name, {})
+        if kind not in known:
+            place = self.take(name, array.shape, torch.from_numpy(array).dtype)
+            known = self._laid[name]
+            if len(known) == KINDS:
+                known.clear()
+            known[kind] = place.numpy(), place
+        array_there, place = known[kind]
+        array_there[...] = array
         return place
 
     def run(self, task: Task, job: array[int], most: int, first: int = 0) -> None:
