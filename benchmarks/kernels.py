@@ -57,7 +57,7 @@ class DeltaLayer:
         channels = 2 * keys * key + values * value
         weights = (torch.randn(channels, TAPS), torch.rand(values), torch.ones(values), torch.randn(value))
         self.weights = DeltaNetWeights.of(*weights, 1e-6, *HEADS)
-        self.conv = torch.zeros(1, channels, TAPS - 1, dtype=torch.bfloat16)
+        self.conv = torch.zeros(1, TAPS - 1, channels, dtype=torch.bfloat16)
         empty = [
             torch.zeros(1, 0, n, width, dtype=torch.bfloat16) for n, width in ((keys, key), (values, value))
         ]

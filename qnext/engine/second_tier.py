@@ -21,6 +21,7 @@ from .runner import Runner
 from .sight import blank, fill
 from .tier import Entry, Header, Tier, entry_key
 
+LAYOUT = 2  # of a slot's bytes: another number where they lie otherwise than before
 ABOUT = 16  # bytes after a state: replays, and how far the MTP head must not look back
 
 
@@ -44,7 +45,8 @@ class SecondTier:
             if not weights:
                 raise ValueError("disk_cache needs a checkpoint directory: its copies must fit the weights")
             # Copies fit only the same weights, laid out in the same way.
-            layout = (weights, config.drafts, str(runner.state.pages.dtype), runner.state_bytes, ABOUT)
+            kv = str(runner.state.pages.dtype)
+            layout = (LAYOUT, weights, config.drafts, kv, runner.state_bytes, ABOUT)
             digest = blake2b(repr(layout).encode(), digest_size=16).hexdigest()
             tier: Tier = DiskTier(config.disk_cache, digest, config.disk_cache_bytes)
             return cls(tier, runner, cache)

@@ -147,8 +147,8 @@ class Ops(Protocol):
         """Put new keys and values into the cache, as `attention` does, and attend to nothing."""
         ...
 
-    def causal_conv(self, x_TC: Tensor, weight_CW: Tensor, row: Row, state_SCW: Tensor | None) -> Tensor:
-        """Depthwise causal convolution, then SiLU. `state` [S, C, W-1+D] holds each sequence's last inputs:
+    def causal_conv(self, x_TC: Tensor, weight_CW: Tensor, row: Row, state_SWC: Tensor | None) -> Tensor:
+        """Depthwise causal convolution, then SiLU. `state` [S, W-1+D, C] holds each sequence's last inputs:
         W-1 that are certain, then up to D drafted ones."""
         ...
 

@@ -70,7 +70,7 @@ class State:
     `pages` [pages, layers, 2, page_size, G, D] is one piece of memory for all keys and values; `kv[layer]` =
     its keys and values [pages, page_size, G, D] of that layer, `mtp` those of the MTP head; where they are
     int8 codes, D counts those of a head's scale too (`stored_width`). `delta[layer]`
-    [slots, V, C, U] fp32 with its window, `conv[layer]` [slots, channels, W-1+D], `hidden` [slots, H] the
+    [slots, V, C, U] fp32 with its window, `conv[layer]` [slots, W-1+D, channels], `hidden` [slots, H] the
     last certain token's hidden state. A slot must be cleared before a new sequence uses it.
     """
 
@@ -121,8 +121,8 @@ class State:
             )
             for _ in range(full.count(False))
         ]
-        columns = config.linear_conv_kernel_dim - 1 + drafts
-        conv = [zeros(slots, config.conv_dim, columns, of=kept) for _ in delta]
+        rows = config.linear_conv_kernel_dim - 1 + drafts
+        conv = [zeros(slots, rows, config.conv_dim, of=kept) for _ in delta]
         return cls(
             kv_memory,
             tuple(pairs[sum(full[:i])] if attends else None for i, attends in enumerate(full)),

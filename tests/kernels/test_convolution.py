@@ -37,7 +37,7 @@ def naive(x: Tensor, weight: Tensor, row: Packing, before: Tensor) -> tuple[Tens
 @pytest.mark.parametrize("width", [1, 2, 4, 5])
 def test_equals_the_loop(width: int, lengths: tuple[int, ...]) -> None:
     row, x, weight = Packing.of(lengths), random(sum(lengths), CHANNELS), random(CHANNELS, width, seed=1)
-    wanted, _ = naive(x, weight, row, torch.zeros(len(lengths), CHANNELS, width - 1))
+    wanted, _ = naive(x, weight, row, torch.zeros(len(lengths), width - 1, CHANNELS))
     assert distance(causal_conv(x, weight, row, None), wanted) < 1e-6
 
 
@@ -46,9 +46,9 @@ def test_equals_the_loop(width: int, lengths: tuple[int, ...]) -> None:
 def test_takes_up_and_leaves_the_last_inputs(width: int, lengths: tuple[int, ...]) -> None:
     row = paged_row(lengths, [5] * len(lengths), 4)
     x, weight = random(sum(lengths), CHANNELS), random(CHANNELS, width, seed=1)
-    state = torch.full((row_slots(lengths), CHANNELS, width - 1), float("nan"))
+    state = torch.full((row_slots(lengths), width - 1, CHANNELS), float("nan"))
     assert row.slots is not None
-    state[row.slots] = random(len(lengths), CHANNELS, width - 1, seed=2)
+    state[row.slots] = random(len(lengths), width - 1, CHANNELS, seed=2)
     wanted, lasts = naive(x, weight, row, state[row.slots])
     assert distance(causal_conv(x, weight, row, state), wanted) < 1e-6
     assert state[row.slots].equal(lasts.float())
@@ -61,7 +61,7 @@ def test_takes_up_and_leaves_the_last_inputs(width: int, lengths: tuple[int, ...
 def test_pieces_of_any_size_give_the_whole(pieces: list[int]) -> None:
     x, weight = random(sum(pieces), CHANNELS), random(CHANNELS, 4, seed=1)
     whole = causal_conv(x, weight, Packing.of([sum(pieces)]), None)
-    state, outs, at = torch.zeros(1, CHANNELS, 3), [], 0
+    state, outs, at = torch.zeros(1, 3, CHANNELS), [], 0
     for length in pieces:
         row = Packing.cached([length], [at], [[0]], [0], 128)
         outs.append(causal_conv(x[at : at + length], weight, row, state))
@@ -75,7 +75,7 @@ def test_gradients_equal_those_of_the_loop() -> None:
     x64, weight64 = x.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
     scale = random(16, CHANNELS, seed=3)
     (causal_conv(x, weight, Packing.of(lengths), None) * scale).sum().backward()
-    out, _ = naive(x64, weight64, Packing.of(lengths), torch.zeros(3, CHANNELS, 3))
+    out, _ = naive(x64, weight64, Packing.of(lengths), torch.zeros(3, 3, CHANNELS))
     (out * scale).sum().backward()
     for a, b in ((x, x64), (weight, weight64)):
         assert a.grad is not None and b.grad is not None
@@ -84,42 +84,42 @@ def test_gradients_equal_those_of_the_loop() -> None:
 
 def test_half_precision_is_rounded_once() -> None:
     x, weight = random(20, CHANNELS).bfloat16(), random(CHANNELS, 4, seed=1).bfloat16()
-    row, state = paged_row([20], [1], 4), torch.zeros(row_slots([20]), CHANNELS, 3, dtype=torch.bfloat16)
+    row, state = paged_row([20], [1], 4), torch.zeros(row_slots([20]), 3, CHANNELS, dtype=torch.bfloat16)
     found = causal_conv(x, weight, row, state)
     assert found.dtype == state.dtype == torch.bfloat16
     assert found.equal(causal_conv(x.float(), weight.float(), Packing.of([20]), None).bfloat16())
     assert row.slots is not None
-    assert state[row.slots[0]].equal(x[-3:].T)
+    assert state[row.slots[0]].equal(x[-3:])
 
 
 def check_windows(program: Program, seed: int, width: int) -> None:
     """Play a program; outputs, and columns in all slots, against the loop over what was committed."""
     layout, past, weight = Layout.of(program, seed), width - 1, random(CHANNELS, width, seed=1)
-    state = torch.full((layout.slot_count, CHANNELS, past + DRAFTS), float("nan"))
-    certain = state[..., :past].clone()  # what the slots should hold
+    state = torch.full((layout.slot_count, past + DRAFTS, CHANNELS), float("nan"))
+    certain = state[:, :past].clone()  # what the slots should hold
     for slot in layout.slots.values():
-        state[slot, :, :past] = certain[slot] = 0
-    histories = {n: torch.zeros(CHANNELS, past) for n in layout.slots}
+        state[slot, :past] = certain[slot] = 0
+    histories = {n: torch.zeros(past, CHANNELS) for n in layout.slots}
     for number, turn in enumerate(play(program, layout)):
         row, x = turn.packing, random(turn.packing.total, CHANNELS, seed=seed + number + 2)
         wanted = []
         for tokens, move, slot in zip(x.split(row.lengths), turn.moves, turn.slots, strict=True):
             before = histories[move.sequence]
             wanted.append(convolution(tokens.double(), weight.double(), before.double())[0])
-            history = torch.cat((before, tokens.T), 1)
-            certain[slot] = history[:, move.certain : move.certain + past]
+            history = torch.cat((before, tokens))
+            certain[slot] = history[move.certain : move.certain + past]
             kept = move.certain + move.accepted
-            histories[move.sequence] = history[:, kept : kept + past]
+            histories[move.sequence] = history[kept : kept + past]
             for n, count, target in row.saves:
                 if turn.moves[n] is move:
-                    certain[target] = history[:, count : count + past]
-        others, drafted = sorted({*range(layout.slot_count)} - {*turn.slots}), state[..., past:].clone()
+                    certain[target] = history[count : count + past]
+        others, drafted = sorted({*range(layout.slot_count)} - {*turn.slots}), state[:, past:].clone()
         found = causal_conv(x, weight, row, state)
         assert distance(found, torch.cat(wanted)) < 1e-6
-        torch.testing.assert_close(state[..., :past], certain, rtol=0, atol=0, equal_nan=True)
-        torch.testing.assert_close(state[others, :, past:], drafted[others], rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(state[:, :past], certain, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(state[others, past:], drafted[others], rtol=0, atol=0, equal_nan=True)
         for move, slot in zip(turn.moves, turn.slots, strict=True):
-            state[slot, :, past + move.accepted :] = float("nan")  # nobody asks for rejected drafts again
+            state[slot, past + move.accepted :] = float("nan")  # nobody asks for rejected drafts again
 
 
 @settings(deadline=None, max_examples=40)

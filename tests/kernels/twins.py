@@ -70,16 +70,16 @@ def delta_recurrence(inputs: DeltaInputs, state_VCU: Tensor) -> tuple[Tensor, Te
     return torch.stack(outs), state_VCU
 
 
-def convolution(x_TC: Tensor, weight_CW: Tensor, before_CP: Tensor) -> tuple[Tensor, Tensor]:
+def convolution(x_TC: Tensor, weight_CW: Tensor, before_PC: Tensor) -> tuple[Tensor, Tensor]:
     """Causal convolution and SiLU of one sequence after its last W-1 inputs -> outputs, new last inputs."""
-    history = torch.cat((before_CP.T, x_TC))
+    history = torch.cat((before_PC, x_TC))
     width = weight_CW.shape[1]
     outs = []
     for t in range(len(x_TC)):
         total = sum(history[t + tap] * weight_CW[:, tap] for tap in range(width))
         assert isinstance(total, Tensor)
         outs.append(total / (1 + (-total).exp()))
-    return torch.stack(outs), history[len(history) - width + 1 :].T
+    return torch.stack(outs), history[len(history) - width + 1 :]
 
 
 def attention(q_LQD: Tensor, k_MGD: Tensor, v_MGD: Tensor, scale: float) -> Tensor:

@@ -111,7 +111,7 @@ def forget(state: State, slot: int, kept: int) -> None:
         if delta is not None and conv is not None:
             for tensor in delta[1:]:
                 tensor[slot, kept:] = float("nan")
-            conv[slot, :, conv.shape[2] - DRAFTS + kept :] = float("nan")
+            conv[slot, conv.shape[1] - DRAFTS + kept :] = float("nan")
 
 
 @torch.inference_mode()
@@ -208,6 +208,6 @@ def test_drafts_leave_certain_states_as_one_token_does() -> None:
             MODEL(ids, Packing.cached([len(ids)], [begin], [[*range(5)]], [0], PAGE, drafts=[drafts]), state)
         past = MODEL.config.linear_conv_kernel_dim - 1
         found.append([delta.state for delta in state.delta if delta is not None])
-        found[-1] += [conv[..., :past] for conv in state.conv if conv is not None]
+        found[-1] += [conv[:, :past] for conv in state.conv if conv is not None]
     for others in found[1:]:
         assert max(distance(a, b) for a, b in zip(others, found[0], strict=True)) < 1e-6

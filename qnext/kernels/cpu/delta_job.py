@@ -49,7 +49,7 @@ class Job(NamedTuple):
     dt_bias: int
     norm: int
     conv: int
-    conv_columns: int
+    conv_rows: int
     conv_half: int
     state: int
     window_k: int
@@ -90,7 +90,6 @@ class Place(NamedTuple):
 class Desk(NamedTuple):
     """Where a thread keeps what it works on, and `end`, where that ends."""
 
-    line: int
     history: int
     rows: int
     q: int
@@ -119,8 +118,7 @@ def lay(base: int, shape: Shape) -> Desk:
     """The desk of a thread; with base 0, `end` is its size."""
     keys, values = 4 * shape.key_width, 4 * shape.value_width
     group = shape.value_heads // shape.key_heads
-    line = base
-    history = line + LINE
+    history = base
     width = 2 * keys + group * values
     rows = history + (shape.taps - 1) * width
     q = rows + (shape.taps - 1 + CHUNK) * (width + LINE)
@@ -141,7 +139,7 @@ def lay(base: int, shape: Shape) -> Desk:
     right = weights + 4 * CHUNK * CHUNK
     end = right + CHUNK * values
     return Desk(
-        line, history, rows, q, k, v, logs, decays, betas, matches, out, state, turned, kk, qk, high, low,
+        history, rows, q, k, v, logs, decays, betas, matches, out, state, turned, kk, qk, high, low,
         left, system, weights, right, end,
     )  # fmt: skip
 
@@ -172,6 +170,14 @@ def save_at(job: Job, index: int) -> tuple[int, int, int]:
 @inline
 def state_at(job: Job, shape: Shape, slot: int, value_head: int) -> int:
     return job.state + 4 * shape.key_width * shape.value_width * (slot * shape.value_heads + value_head)
+
+
+@inline
+def conv_at(job: Job, shape: Shape, slot: int, row: int, channel: int) -> int:
+    """Inputs of the convolution: those of a row of a slot, from a channel on."""
+    size = 4 - 2 * job.conv_half
+    at: int = job.conv + size * ((slot * job.conv_rows + row) * channels_of(shape) + channel)
+    return at
 
 
 @inline

@@ -34,13 +34,13 @@ class CheckedCaches:
         self._seen: tuple[ref[Tensor], ...] = ()
         self._numbers: tuple[int, ...] = ()
 
-    def numbers(self, shape: Shape, conv_SCW: Tensor | None, cache: DeltaCache | None) -> tuple[int, ...]:
-        if conv_SCW is None or cache is None:
-            assert conv_SCW is None and cache is None, "both caches or none"
+    def numbers(self, shape: Shape, conv_SWC: Tensor | None, cache: DeltaCache | None) -> tuple[int, ...]:
+        if conv_SWC is None or cache is None:
+            assert conv_SWC is None and cache is None, "both caches or none"
             return NO_CACHES
-        tensors = (conv_SCW, *cache)
+        tensors = (conv_SWC, *cache)
         if not self._seen or any([seen() is not x for seen, x in zip(self._seen, tensors, strict=True)]):
-            self._numbers = _numbers(shape, conv_SCW, cache)
+            self._numbers = _numbers(shape, conv_SWC, cache)
             self._seen = tuple(map(ref, tensors))
         return self._numbers
 
@@ -94,14 +94,14 @@ def delta_net(
     gates_T2V: Tensor,
     weights: DeltaNetWeights,
     row: Row,
-    conv_SCW: Tensor | None,
+    conv_SWC: Tensor | None,
     cache: DeltaCache | None,
     out_TX: Tensor,
     workspace: Workspace | None = None,
 ) -> Tensor:
     """The normed, gated output [T, V U] of rows (q | k | v | z) and (b | a), all fp32, written to `out_TX`.
 
-    `conv_SCW` and `cache`: as for `Ops.causal_conv` and `Ops.gated_delta_rule`. Both or none.
+    `conv_SWC` and `cache`: as for `Ops.causal_conv` and `Ops.gated_delta_rule`. Both or none.
     """
     shape, tokens, table = weights.shape, projected_TX.shape[0], row.table
     values, size = shape.value_heads * shape.value_width, desk_size(shape)
@@ -113,7 +113,7 @@ def delta_net(
         "q",
         (
             *weights.numbers,
-            *weights.caches.numbers(shape, conv_SCW, cache),
+            *weights.caches.numbers(shape, conv_SWC, cache),
             projected_TX.data_ptr(),
             _pitch(projected_TX, (tokens, shape.channels + values)),
             gates_T2V.data_ptr(),
@@ -132,20 +132,20 @@ def delta_net(
     return out_TX
 
 
-def _numbers(shape: Shape, conv_SCW: Tensor, cache: DeltaCache) -> tuple[int, ...]:
+def _numbers(shape: Shape, conv_SWC: Tensor, cache: DeltaCache) -> tuple[int, ...]:
     """Where the caches are, checked."""
     keys, key, values, value, taps = shape
     state, k, v, gates = cache
-    (slots, window), columns = gates.shape[:2], conv_SCW.shape[2]
-    assert columns >= taps - 1 + window and conv_SCW.shape == (slots, shape.channels, columns)
+    (slots, window), rows = gates.shape[:2], conv_SWC.shape[1]
+    assert rows >= taps - 1 + window and conv_SWC.shape == (slots, rows, shape.channels)
     assert state.shape == (slots, values, key, value) and gates.shape == (slots, window, 2, values)
     assert k.shape == (slots, window, keys, key) and v.shape == (slots, window, values, value)
     assert state.dtype is gates.dtype is torch.float32
-    assert k.dtype is v.dtype and {k.dtype, conv_SCW.dtype} <= KINDS
-    assert all(x.is_contiguous() and x.is_cpu for x in (conv_SCW, state, k, v, gates))
-    half, window_half = conv_SCW.dtype is torch.bfloat16, k.dtype is torch.bfloat16
+    assert k.dtype is v.dtype and {k.dtype, conv_SWC.dtype} <= KINDS
+    assert all(x.is_contiguous() and x.is_cpu for x in (conv_SWC, state, k, v, gates))
+    half, window_half = conv_SWC.dtype is torch.bfloat16, k.dtype is torch.bfloat16
     places = (state.data_ptr(), k.data_ptr(), v.data_ptr(), gates.data_ptr())
-    return (conv_SCW.data_ptr(), columns, half, *places, window, window_half)
+    return (conv_SWC.data_ptr(), rows, half, *places, window, window_half)
 
 
 def _pitch(x: Tensor, shape: tuple[int, int]) -> int:

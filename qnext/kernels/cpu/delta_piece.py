@@ -18,6 +18,7 @@ from .delta_job import (
     Place,
     Shape,
     channels_of,
+    conv_at,
     lay,
     place_of,
     read_job,
@@ -55,10 +56,11 @@ def summon(job: Job, shape: Shape, place: Place) -> None:
     for at in range(0, 4 * shape.taps * width, LINE):
         simd.prefetch(job.taps + 4 * shape.taps * width * place.head + at)
     if job.state != 0:
-        size = (4 - 2 * job.conv_half) * job.conv_columns
         for channel, _, count in spans(shape, place.head):
-            for at in range(0, size * count, LINE):
-                simd.prefetch(job.conv + size * (place.slot * channels_of(shape) + channel) + at)
+            for j in range(shape.taps - 1):
+                inputs = conv_at(job, shape, place.slot, place.replays + j, channel)
+                for at in range(0, (4 - 2 * job.conv_half) * count, LINE):
+                    simd.prefetch(inputs + at)
 
 
 @inline
@@ -105,12 +107,10 @@ def recall(job: Job, shape: Shape, place: Place, desk: Desk, pitch: int) -> None
         for at in range(0, past * pitch, LINE):
             simd.store(desk.history + at, simd.fill(0.0))
         return
-    channels = channels_of(shape)
-    size = 4 - 2 * job.conv_half
     for channel, at, count in spans(shape, place.head):
-        state = job.conv + size * job.conv_columns * (place.slot * channels + channel)
-        rows = desk.history + 4 * at
-        convolution.recall(state, job.conv_half, job.conv_columns, place.replays, past, count, rows, pitch)
+        for j in range(past):
+            inputs = conv_at(job, shape, place.slot, place.replays + j, channel)
+            transfer(desk.history + j * pitch + 4 * at, inputs, count, job.conv_half, False)
 
 
 @inline
@@ -119,36 +119,26 @@ def leave(job: Job, shape: Shape, place: Place, desk: Desk, pitch: int) -> None:
     each cut into the slots of `saves`."""
     past, drafts = shape.taps - 1, place.total - place.kept
     certain = place.kept - place.replays
-    own = (place.slot, certain - past, past + drafts, place.kept)
-    leave_columns(job, shape, place, desk, pitch, own)
+    leave_rows(job, shape, place, desk, pitch, (place.slot, certain - past, past + drafts))
     for i in range(job.save_count):
         n, count, slot = save_at(job, i)
         if n == place.sequence:
-            leave_columns(job, shape, place, desk, pitch, (slot, count - past, past, past))
+            leave_rows(job, shape, place, desk, pitch, (slot, count - past, past))
 
 
 @inline
-def leave_columns(
-    job: Job, shape: Shape, place: Place, desk: Desk, pitch: int, span: tuple[int, int, int, int]
+def leave_rows(
+    job: Job, shape: Shape, place: Place, desk: Desk, pitch: int, span: tuple[int, int, int]
 ) -> None:
-    """Inputs of own tokens into a slot's first columns. `span`: slot, first token (below 0: in the history),
-    count, and how far columns that the slot has already need only be moved (at least W - 1: it has none)."""
-    slot, first, count, moved = span
-    past = shape.taps - 1
-    size = 4 - 2 * job.conv_half
+    """Inputs of own tokens into a slot's first rows. `span`: slot, first token (below 0: in the history) and
+    count."""
+    slot, first, count = span
     for channel, at, width in spans(shape, place.head):
-        state = job.conv + size * job.conv_columns * (slot * channels_of(shape) + channel)
         rows = job.projected + place.start * job.projected_pitch + 4 * channel
-        history = desk.history + past * pitch + 4 * at
-        slid = 0
-        if moved < past:
-            slid = width - LANES
-            convolution.slide(state, size * job.conv_columns * slid, size * moved)
+        history = desk.history + (shape.taps - 1) * pitch + 4 * at
         for j in range(count):
-            begin = slid if j < past - moved else 0
-            row = convolution.row_at(first + j, rows, job.projected_pitch, history, pitch) + 4 * begin
-            column = state + size * job.conv_columns * begin
-            convolution.keep(column, job.conv_half, job.conv_columns, j, width - begin, row, desk.line)
+            row = convolution.row_at(first + j, rows, job.projected_pitch, history, pitch)
+            transfer(row, conv_at(job, shape, slot, j, channel), width, job.conv_half, True)
 
 
 @inline

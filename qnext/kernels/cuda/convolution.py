@@ -14,10 +14,10 @@ from ..ops import Row
 from .fla_kernels import library_for
 
 
-def causal_conv(x_TC: Tensor, weight_CW: Tensor, row: Row, state_SCW: Tensor | None) -> Tensor:
+def causal_conv(x_TC: Tensor, weight_CW: Tensor, row: Row, state_SWC: Tensor | None) -> Tensor:
     """See `Ops.causal_conv`."""
-    if state_SCW is not None:
-        return reference.causal_conv(x_TC, weight_CW, row, state_SCW)
+    if state_SWC is not None:
+        return reference.causal_conv(x_TC, weight_CW, row, state_SWC)
     found = documents(row.lengths, x_TC.device)
     if library := library_for(x_TC):
         out, _ = library.convolution(x_TC[None], weight_CW, activation="silu", cu_seqlens=found.bounds)

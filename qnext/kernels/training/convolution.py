@@ -13,10 +13,10 @@ from ..ops import Row
 from .numbers import array, computes, copied, loops, one, put, rows, sigmoid, wide, zero
 
 
-def causal_conv(x_TC: Tensor, weight_CW: Tensor, row: Row, state_SCW: Tensor | None) -> Tensor:
+def causal_conv(x_TC: Tensor, weight_CW: Tensor, row: Row, state_SWC: Tensor | None) -> Tensor:
     """See `Ops.causal_conv`."""
-    if state_SCW is not None or not computes(x_TC, weight_CW):
-        return reference.causal_conv(x_TC, weight_CW, row, state_SCW)
+    if state_SWC is not None or not computes(x_TC, weight_CW):
+        return reference.causal_conv(x_TC, weight_CW, row, state_SWC)
     found: Tensor = _Convolution.apply(x_TC, weight_CW, row)
     return found
 

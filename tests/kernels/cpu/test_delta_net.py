@@ -85,8 +85,8 @@ class Layer:
     def states(self, slots: int, dtype: torch.dtype) -> tuple[Tensor, DeltaCache]:
         """Caches full of NaN."""
         keys, key, values, value, _ = self.shape
-        columns = self.shape[4] - 1 + DRAFTS
-        conv = torch.full((slots, self.channels, columns), float("nan"), dtype=dtype)
+        rows = self.shape[4] - 1 + DRAFTS
+        conv = torch.full((slots, rows, self.channels), float("nan"), dtype=dtype)
         return conv, delta_cache(slots, (keys, values, key, value), DRAFTS, dtype)
 
     def fast(
@@ -144,7 +144,7 @@ def check_program(program: Program, seed: int, name: str, dtype: torch.dtype) ->
     mine, theirs = (layer.states(layout.slot_count, dtype) for _ in range(2))
     for conv, cache in (mine, theirs):
         for slot in layout.slots.values():
-            cache.state[slot] = conv[slot, :, : layer.shape[4] - 1] = 0
+            cache.state[slot] = conv[slot, : layer.shape[4] - 1] = 0
     for number, turn in enumerate(play(program, layout)):
         x, gates = layer.inputs(turn.packing.total, seed + number)
         found = layer.fast(x, gates, turn.packing, mine[0], mine[1])
@@ -152,7 +152,7 @@ def check_program(program: Program, seed: int, name: str, dtype: torch.dtype) ->
         for move, slot in zip(turn.moves, turn.slots, strict=True):
             kept = layer.shape[4] - 1 + move.accepted
             for conv, cache in (mine, theirs):
-                conv[slot, :, kept:] = float("nan")  # nobody asks for rejected drafts again
+                conv[slot, kept:] = float("nan")  # nobody asks for rejected drafts again
                 for window in cache[1:]:
                     window[slot, move.accepted :] = float("nan")
         for (conv, cache), check in zip((mine, theirs), (True, False), strict=True):
@@ -285,7 +285,7 @@ FAULTS: dict[str, Change] = {
     "A_log": lambda layer, x, gates, conv, cache: nudge(layer.a_log),
     "dt_bias": lambda layer, x, gates, conv, cache: nudge(layer.dt_bias),
     "norm": lambda layer, x, gates, conv, cache: nudge(layer.norm),
-    "conv": lambda layer, x, gates, conv, cache: nudge(conv[0, 20]),
+    "conv": lambda layer, x, gates, conv, cache: nudge(conv[0, :, 20]),
     "state": lambda layer, x, gates, conv, cache: nudge(cache.state),
     "k": lambda layer, x, gates, conv, cache: nudge(cache.k[0, 1]),
     "v": lambda layer, x, gates, conv, cache: nudge(cache.v[0, 1]),
