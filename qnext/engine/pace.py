@@ -27,7 +27,7 @@ NEAR = 3  # of which so many last ones are measured: to measure costs something 
 AFTER = 3  # rounds of the usual choice after which a look is held against it
 LOOK = 16  # steps, for each choice, between two looks at another one that may be as good as the best,
 SURE = 2  # and so many times as seldom for one that is worse by what its cost is uncertain by, squared,
-SELDOM = 40  # but not more than so many times, nor than the square of `TRIALS` before the first look
+FIRST, SELDOM = 9, 40  # but not more than so many times before the first look, twice as many with each look
 NOISE = (0.1, 0.05)  # what a cost scatters by before any was compared, and the newest comparison's weight
 MIDDLE = 1.5  # a deviation of the scatter in mean distances from the middle, about
 STILL = 0.1  # a look counts if the usual choice takes as long after it as before it, but for so much
@@ -42,7 +42,10 @@ class Level:
         self.costs, self.counts = [0.0] * choices, [0] * choices
         self.usual: int | None = None  # the best choice as far as is known: the others are measured by it
         self.scale = 1.0  # seconds now, for each unit of cost
-        self.since = [0] * choices  # steps since the last look at each
+        self.since, self.looks = (
+            [0] * choices,
+            [0] * choices,
+        )  # steps since the last look at each, and how many
         self._met = [deque[float](maxlen=WINDOW) for _ in range(choices)]
         self._noise = NOISE[0]
         self._seen: list[tuple[int, float]] = []  # what the last look has met, and not yet compared;
@@ -88,7 +91,7 @@ class Level:
 
     def believe(self, costs: Sequence[float]) -> None:
         """These are the costs, as far as is known, measured as seldom as may be."""
-        self.counts = [TRIALS] * len(costs)
+        self.counts, self.looks = [TRIALS] * len(costs), [0] * len(costs)
         for k, cost in enumerate(costs):
             self._set(k, cost)
 
@@ -157,8 +160,8 @@ class Pace:
         best = level.usual = max(choices, key=lambda k: gains[k])
         worse = [(gains[best] / gains[k] - 1) / level.uncertainty(k) for k in choices]
         seldom = [
-            min(1 + SURE * each**2, SELDOM if count > TRIALS else TRIALS**2)
-            for each, count in zip(worse, level.counts, strict=True)
+            min(1 + SURE * each**2, SELDOM, FIRST << min(looks, 9))
+            for each, looks in zip(worse, level.looks, strict=True)
         ]
         level.since = [steps + self._passed for steps in level.since]
         level.since[best] = 0
@@ -167,6 +170,7 @@ class Pace:
             self._left, self._best = HELD, best
             return best
         level.since[other], self._left = 0, RUN  # it may have become better
+        level.looks[other] += 1
         return other
 
     def _level(self, answers: int) -> Level:
