@@ -15,19 +15,21 @@ from math import log2, sqrt
 from operator import mul
 from statistics import median
 
-TRIALS = 3  # measurements before a cost is believed: the least of them, as the first ones of a kind are slow
+TRIALS = 3  # measurements before a cost is believed
 WINDOW = 48  # newest measurements of a cost, of which the middle one is believed
 FASTER = 0.6  # below so much of what was believed the newest one is: no round is as fast by accident
 DRIFT = 0.3  # weight of the newest round in how long the usual choice takes just now
 NEWS = 0.01  # and of the newest judgement of a guess, less where each step has many of them;
 PRIOR = 10  # what is believed before the first one counts as so many
-RUN = 2  # steps that another choice is tried for: the first of them does not count
+RUN = 2  # steps that another choice is tried for: the first of them does not count,
+LONGER, MORE = 0.5, 6  # and as many more as it is so much worse by, up to some: the closer, the cheaper and
+# the more in need of measuring it is, and to wake the head has cost more than a step
 HELD = 8  # steps that the best choice is held before it is thought over,
 NEAR = 3  # of which so many last ones are measured: to measure costs something too
 AFTER = 3  # rounds of the usual choice after which a look is held against it
 LOOK = 16  # steps, for each choice, between two looks at another one that may be as good as the best,
 SURE = 2  # and so many times as seldom for one that is worse by what its cost is uncertain by, squared,
-FIRST, SELDOM = 9, 40  # but not more than so many times before the first look, twice as many with each look
+SELDOM = 40  # but not more than so many times, nor than the square of `TRIALS` before the first look
 NOISE = (0.1, 0.05)  # what a cost scatters by before any was compared, and the newest comparison's weight
 MIDDLE = 1.5  # a deviation of the scatter in mean distances from the middle, about
 STILL = 0.1  # a look counts if the usual choice takes as long after it as before it, but for so much
@@ -39,13 +41,11 @@ class Level:
     """What choices cost, one against the other, with about the same number of answers."""
 
     def __init__(self, choices: int) -> None:
-        self.costs, self.counts = [0.0] * choices, [0] * choices
-        self.usual: int | None = None  # the best choice as far as is known: the others are measured by it
+        self.costs, self.counts = [0.0] * choices, [TRIALS] + [0] * (choices - 1)
+        self.usual = 0  # the best choice as far as is known: others are measured between rounds of it
+        self.tries = 0  # looks at the others before all were known
         self.scale = 1.0  # seconds now, for each unit of cost
-        self.since, self.looks = (
-            [0] * choices,
-            [0] * choices,
-        )  # steps since the last look at each, and how many
+        self.since = [0] * choices  # steps since the last look at each
         self._met = [deque[float](maxlen=WINDOW) for _ in range(choices)]
         self._noise = NOISE[0]
         self._seen: list[tuple[int, float]] = []  # what the last look has met, and not yet compared;
@@ -53,29 +53,27 @@ class Level:
 
     def learn(self, k: int, seconds: float) -> None:
         """A round took so long."""
-        if k == self.usual:
-            self.scale += DRIFT * (min(seconds / self.costs[k], MOST * self.scale) - self.scale)
-            self._after += 1
-            if self._after == AFTER and abs(self.scale / self._before - 1) < STILL:
-                for other, took in self._seen:
-                    self._count(other, took * 2 / (self.scale + self._before))
-            if not 1 / CHANGED < self.scale < CHANGED:
-                self._doubt()
-        elif not self.known():
-            self.counts[k] += 1
-            cost = seconds / self.scale
-            self._set(k, cost if self.counts[k] == 1 else min(cost, self.costs[k]))
-        else:
+        if k != self.usual:
             if self._after:
                 self._seen, self._before, self._after = [], self.scale, 0
             self._seen.append((k, seconds))
+            return
+        if not self.costs[k]:
+            self._set(k, seconds)
+        self.scale += DRIFT * (min(seconds / self.costs[k], MOST * self.scale) - self.scale)
+        self._after += 1
+        if self._after == AFTER and abs(self.scale / self._before - 1) < STILL:
+            for other, took in self._seen:
+                self._count(other, took * 2 / (self.scale + self._before))
+        if not 1 / CHANGED < self.scale < CHANGED:
+            self._doubt()
 
     def _count(self, k: int, cost: float) -> None:
         self.counts[k] += 1
+        if not self.costs[k] or cost < FASTER * self.costs[k]:
+            return self._set(k, cost)
         off = min(abs(cost / self.costs[k] - 1), MOST - 1)
         self._noise += NOISE[1] * (MIDDLE * off - self._noise)
-        if cost < FASTER * self.costs[k]:
-            return self._set(k, cost)
         self._met[k].append(cost)
         self.costs[k] = median(self._met[k])
 
@@ -86,12 +84,16 @@ class Level:
 
     def _doubt(self) -> None:
         """The machine is another, or busy for long; it has slowed all choices, but perhaps not all alike."""
-        self.believe([cost * self.scale for cost in self.costs])
+        costs = [cost * self.scale for cost in self.costs]
+        if self.known():
+            self.believe(costs)
+        else:
+            self.costs = costs
         self.scale, self._before, self._seen = 1.0, 1.0, []
 
     def believe(self, costs: Sequence[float]) -> None:
         """These are the costs, as far as is known, measured as seldom as may be."""
-        self.counts, self.looks = [TRIALS] * len(costs), [0] * len(costs)
+        self.counts = [TRIALS] * len(costs)
         for k, cost in enumerate(costs):
             self._set(k, cost)
 
@@ -153,15 +155,14 @@ class Pace:
     def _decide(self, level: Level) -> int:
         choices = range(self.most + 1)
         if not level.known():
-            self._left = RUN  # in turn, so that a slow spell of the machine hits all or does not count
-            return min(choices, key=lambda k: level.counts[k])
+            return self._try(level)
         tokens = list(accumulate((1.0, *accumulate(self.right, mul))))  # that a round is worth
         gains = [tokens[k] / level.costs[k] for k in choices]
         best = level.usual = max(choices, key=lambda k: gains[k])
         worse = [(gains[best] / gains[k] - 1) / level.uncertainty(k) for k in choices]
         seldom = [
-            min(1 + SURE * each**2, SELDOM, FIRST << min(looks, 9))
-            for each, looks in zip(worse, level.looks, strict=True)
+            min(1 + SURE * each**2, SELDOM if count > TRIALS else TRIALS**2)
+            for each, count in zip(worse, level.counts, strict=True)
         ]
         level.since = [steps + self._passed for steps in level.since]
         level.since[best] = 0
@@ -169,9 +170,22 @@ class Pace:
         if level.since[other] < LOOK * self.most * seldom[other]:
             self._left, self._best = HELD, best
             return best
-        level.since[other], self._left = 0, RUN  # it may have become better
-        level.looks[other] += 1
+        gap = gains[best] / gains[other] - 1
+        level.since[other] = 0  # it may have become better
+        self._left = RUN + int(min(MORE, LONGER / max(gap, NEWS)))
         return other
+
+    def _try(self, level: Level) -> int:
+        """What is not known yet in turn, and in between what the others are measured by: for longer and
+        longer where the machine is too restless."""
+        level.tries += 1
+        rounds, odd = divmod(level.tries, 2)
+        self._best = level.usual
+        if odd:
+            self._left = (AFTER + 1) * (1 + rounds // (2 * TRIALS * self.most))
+            return level.usual
+        self._left = RUN
+        return min((k for k in range(self.most + 1) if k != level.usual), key=lambda k: level.counts[k])
 
     def _level(self, answers: int) -> Level:
         """That of about so many; a new one believes what one of at most twice or half as many has learnt."""
