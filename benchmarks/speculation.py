@@ -3,13 +3,14 @@
     python benchmarks/speculation.py [MODEL] [seconds] [batch …]
 
 Engines answer the same prompts, each with as many answers as the batch has places, on the same weights in
-memory, as where these lie moves a small model's speed by several per cent. They take turns of a few tokens
-for each answer, some fifty milliseconds, and so are always at the same place of the same texts: a shared
-machine's speed swings by half within seconds, and some texts are guessed twice as well as others. Prints one
-JSON line a batch size, after `seconds` of rounds of turns: tokens of all turns over their seconds, and what
-`adaptive` reaches of the best fixed number. The best of several noisy figures is good by luck too:
-`adaptive_over_best_apart` is held against the number that the other half of the rounds finds best, and
-`apart_within` says where it lies in nine of ten resamplings of the rounds.
+memory, as where these lie moves a small model's speed by several per cent. So does where an engine's own
+memory lies: there are two engines of each kind, the second ones made in the opposite order. They take turns
+of a few tokens for each answer, some fifty milliseconds, and so are always at the same place of the same
+texts: a shared machine's speed swings by half within seconds, and some texts are guessed twice as well as
+others. Prints one JSON line a batch size, after `seconds` of rounds of turns: tokens of all turns over their
+seconds, and what `adaptive` reaches of the best fixed number. The best of several noisy figures is good by
+luck too: `adaptive_over_best_apart` is held against the number that the other half of the rounds finds best,
+and `apart_within` says where it lies in nine of ten resamplings of the rounds.
 """
 
 from __future__ import annotations
@@ -135,24 +136,22 @@ def main() -> None:
     network, chat = load_network(locate(model)), Chat.from_pretrained(locate(model))
     leave_cores_to_kernels()
     for batch in map(int, sys.argv[3:] or BATCHES):
-        sizes = {"max_sequences": batch, "cache_bytes": 1 << 29}
-        players = {
-            name: Player(
-                network,
-                EngineConfig(draft_tokens=count, fixed_drafts=fixed, **sizes),
-                requests(chat, WAVES * batch),
-            )
-            for name, (count, fixed) in KINDS.items()
-        }
+        sizes = {"max_sequences": batch, "cache_bytes": 1 << 28}
+        players: dict[str, list[Player]] = {name: [] for name in KINDS}
+        for name in (*KINDS, *reversed(KINDS)):
+            count, fixed = KINDS[name]
+            config = EngineConfig(draft_tokens=count, fixed_drafts=fixed, **sizes)
+            players[name].append(Player(network, config, requests(chat, WAVES * batch)))
         gc.unfreeze()  # the last batch size's engines
         gc.collect()
         gc.freeze()  # as the server does
         found: dict[str, list[Turn]] = {name: [] for name in KINDS}
-        turn = turn_of(players["0"], batch)
+        turn = max(turn_of(player, batch) for player in players["0"])
         rounds, until = 0, time.perf_counter() + seconds
         while rounds < WARM_UP + 4 or time.perf_counter() < until:
             for name in (*KINDS, *KINDS)[rounds % len(KINDS) :][: len(KINDS)]:
-                found[name].append(players[name].play(PROBE + (rounds + 1) * turn))
+                turns = [player.play(PROBE + (rounds + 1) * turn) for player in players[name]]
+                found[name].append((sum(tokens for tokens, _ in turns), sum(took for _, took in turns)))
             rounds += 1
         found = {name: turns[WARM_UP:] for name, turns in found.items()}
         speeds = {name: speed(turns) for name, turns in found.items()}
@@ -166,7 +165,8 @@ def main() -> None:
             "rounds": rounds - WARM_UP,
             **{f"tokens_per_second_{name}": round(value, 1) for name, value in speeds.items()},
             "accepted": {
-                name: round(each.accepted / max(1, each.drafted), 2) for name, each in players.items()
+                name: round(sum(p.accepted for p in pair) / max(1, sum(p.drafted for p in pair)), 2)
+                for name, pair in players.items()
             },
             "best_fixed": best,
             "adaptive_over_best": round(speeds["adaptive"] / speeds[best], 3),
