@@ -40,6 +40,7 @@ class Nothing(nn.Module):
     """A model of no layers' work: its hidden states are zeros and its scores are always the same."""
 
     mtp = None
+    device, dtype, cache_dtype = torch.device("cpu"), torch.float32, torch.float32
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,6 +70,7 @@ class Nothing(nn.Module):
         return self.scores[: len(hidden_RH)]
 
 
+@torch.inference_mode()  # as in the engine's thread
 def step_microseconds(sampling: SamplingParams, batch: int, steps: int) -> float:
     """The median step in which all of a batch write, planning and handing out included."""
     config = EngineConfig(max_sequences=batch, draft_tokens=0, cache_bytes=1 << 28)

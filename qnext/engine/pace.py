@@ -182,12 +182,12 @@ class Pace:
 
     def _try(self, level: Level) -> int:
         """What is not known yet in turn, and in between what the others are measured by: for longer and
-        longer where the machine is too restless."""
+        longer, up to a limit, where the machine is too restless."""
         level.tries += 1
         rounds, odd = divmod(level.tries, 2)
         self._best = level.usual
         if odd:
-            self._left = (AFTER + 1) * (1 + rounds // (2 * TRIALS * self.most))
+            self._left = (AFTER + 1) * min(1 + rounds // (2 * TRIALS * self.most), SELDOM)
             return level.usual
         self._left = RUN
         return min((k for k in range(self.most + 1) if k != level.usual), key=lambda k: level.counts[k])

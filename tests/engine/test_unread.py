@@ -61,6 +61,7 @@ def at_once(runner: Runner, one: Sequence) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("seed", range(6))
+@torch.inference_mode()
 def test_it_is_read_as_if_at_once(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setattr(heads, "WAITING", 40)
     monkeypatch.setattr(heads, "SHORT", 8)
@@ -95,6 +96,7 @@ def test_it_is_read_as_if_at_once(monkeypatch: pytest.MonkeyPatch, seed: int) ->
         assert distance(found, at_once(runner, one)) < 1e-4
 
 
+@torch.inference_mode()
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "WAITING", 8)
     monkeypatch.setattr(heads, "RECENT", 3)
@@ -113,6 +115,7 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert still.unread.count == 0 and not still.unread.known
 
 
+@torch.inference_mode()
 def test_a_head_that_nobody_asks_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """And then as much as it has kept, from a page's first cell on."""
     monkeypatch.setattr(heads, "RECENT", 9)
