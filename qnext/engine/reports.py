@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from qnext.kernels.cpu import totals as fast
+from qnext.kernels.reference import drawing as plain
+from qnext.kernels.select import packs
+
 from .request import TokenLogprob
-from .sampler import Row, best, bounded, log_total
+from .sampler import Row, bounded
 
 
 def logprobs(logits_RV: Tensor, tokens: list[int], rows: Rows[Row]) -> list[TokenLogprob | None]:
@@ -39,9 +44,10 @@ def reports(logits_RV: Tensor, tokens: list[int], counts: list[int]) -> list[Tok
     """The log-probability of each row's token, with so many of the row's likeliest."""
     scores = logits_RV.float()
     chosen = scores.gather(-1, torch.tensor(tokens, device=scores.device)[:, None])
-    values, ids = best(scores, min(max(1, *counts), scores.shape[1]))
+    values, ids = plain.best(scores, min(max(1, *counts), scores.shape[1]))
     # The likeliest weighs 1, and all together so much.
-    base = values[:, :1] + log_total(scores, [1.0] * len(tokens))[:, None]
+    kernels = fast if packs(scores.device.type) else plain
+    base = values[:, :1] + kernels.log_totals(scores, np.ones(len(tokens), np.float32))[:, None]
     chosen, values = chosen - base, values - base
     table = zip(tokens, counts, chosen[:, 0].tolist(), ids.tolist(), values.tolist(), strict=True)
     return [

@@ -1,11 +1,10 @@
-"""How much a whole vocabulary weighs: the logarithm of the sum of exponentials, without a copy of the scores.
+"""How much a whole vocabulary weighs: the sum of exponentials, without a copy of the scores.
 
-Called by `engine/sampler`, where its twin is. Invariant: a row's total depends on that row alone.
+Called by `drawing` and by `engine/reports`; its twin is `reference/drawing.log_totals`. Invariant: a row's
+total depends on that row alone.
 """
 
 from __future__ import annotations
-
-from math import log
 
 import numpy as np
 import torch
@@ -21,6 +20,11 @@ LANES = 16
 def log_totals(scores_RV: Tensor, heats_R: np.ndarray) -> Tensor:
     """log(sum(exp((score - the row's largest) / heat))) [R] fp32, of scores and temperatures in fp32. Raises
     ValueError for other kinds."""
+    return torch.from_numpy(np.log(weights(scores_RV, heats_R)))
+
+
+def weights(scores_RV: Tensor, heats_R: np.ndarray) -> np.ndarray:
+    """sum(exp((score - the row's largest) / heat)) [R] fp32, in the same way."""
     rows, size = scores_RV.shape
     if scores_RV.dtype != torch.float32 or heats_R.dtype != np.float32 or heats_R.shape != (rows,):
         raise ValueError(f"kinds are {scores_RV.dtype}{[rows, size]} and {heats_R.dtype}{[*heats_R.shape]}")
@@ -30,7 +34,7 @@ def log_totals(scores_RV: Tensor, heats_R: np.ndarray) -> Tensor:
     ends[:, : size - whole] = scores[:, whole:]
     totals = np.empty(rows, np.float32)
     _totals(scores.ctypes.data, ends.ctypes.data, size, scores.max(-1), heats_R, totals)
-    return torch.from_numpy(totals)
+    return totals
 
 
 @kernel()
@@ -45,4 +49,4 @@ def _totals(scores, ends, size, peaks, heats, totals):  # type: ignore[no-untype
             other = other + exp((simd.load(row + 128 * i + 64) - peak) * cool)
         if size // 16 % 2:
             other = other + exp((simd.load(row + 64 * (size // 16 - 1)) - peak) * cool)
-        totals[r] = log(simd.total(one + other))
+        totals[r] = simd.total(one + other)
