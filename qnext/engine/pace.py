@@ -26,6 +26,7 @@ LONGER, MORE = 0.5, 6  # and as many more as it is so much worse by, up to some:
 # the more in need of measuring it is, and to wake the head has cost more than a step
 HELD = 8  # steps that the best choice is held before it is thought over,
 NEAR = 3  # of which so many last ones are measured: to measure costs something too
+BEFORE = 16  # steps before a look that are measured where those before were not
 AFTER = 3  # rounds of the usual choice after which a look is held against it
 LOOK = 16  # steps, for each choice, between two looks at another one that may be as good as the best; as
 UNSURE = 0.1  # many more as its cost is less uncertain than so much, squared: less can be won by it;
@@ -54,22 +55,24 @@ class Level:
         self._seen: list[tuple[int, float]] = []  # what the last look has met, and not yet compared;
         self._before, self._after = 1.0, 0  # the scale before it, and rounds of the usual choice since
 
-    def learn(self, k: int, seconds: float) -> None:
-        """A round took so long."""
+    def learn(self, k: int, seconds: float) -> bool:
+        """A round took so long -> whether costs are others now."""
         if k != self.usual:
             if self._after:
                 self._seen, self._before, self._after = [], self.scale, 0
             self._seen.append((k, seconds))
-            return
+            return False
         if not self.costs[k]:
             self._set(k, seconds)
         self.scale += DRIFT * (min(seconds / self.costs[k], MOST * self.scale) - self.scale)
         self._after += 1
-        if self._after == AFTER and abs(self.scale / self._before - 1) < STILL:
-            for other, took in self._seen:
-                self._count(other, took * 2 / (self.scale + self._before))
-        if not 1 / CHANGED < self.scale < CHANGED:
+        counts = self._after == AFTER and abs(self.scale / self._before - 1) < STILL
+        for other, took in self._seen if counts else ():
+            self._count(other, took * 2 / (self.scale + self._before))
+        doubts = not 1 / CHANGED < self.scale < CHANGED
+        if doubts:
             self._doubt()
+        return counts or doubts
 
     def _count(self, k: int, cost: float) -> None:
         self.counts[k] += 1
@@ -120,6 +123,8 @@ class Pace:
         self._best = 0  # the last one that was no look
         self._answers, self._most = 0, 0  # now, and the most since then
         self._passed = 0  # steps since it was made
+        self._calm = 0  # and how many may pass until there is a reason to think it over, at its own level
+        self._place: Level | None = None
         self._steady = False  # whether it was that of the step before too
         self._moved = False  # whether the one before it was another
 
@@ -129,26 +134,34 @@ class Pace:
             return self.most
         self._left, self._passed = self._left - 1, self._passed + 1
         self._answers, self._most = answers, max(self._most, answers)
+        self._steady = True
         if self._left <= 0:  # not for fewer answers at once: an end makes room for another
-            k = self._decide(self._level(self._most))
-            self._steady = k == self._last
-            self._moved, self._last, self._passed, self._most = not self._steady, k, 0, answers
-        else:
-            self._steady = True
+            level, self._most = self._level(self._most), answers
+            if self._passed < self._calm and level is self._place:
+                self._left = HELD
+            else:
+                k, self._place = self._decide(level), level
+                self._steady = k == self._last
+                self._moved, self._last, self._passed = not self._steady, k, 0
         return self._last
 
     @property
     def listens(self) -> bool:
         """Whether what the round takes is of use: around a look, perhaps, and while costs are unknown."""
-        return self._left <= NEAR or (self._moved and self._passed <= AFTER + 1)
+        if self.fixed or not self.most:
+            return False
+        soon = self._passed + BEFORE >= self._calm if self._calm else self._left <= NEAR
+        return soon or (self._moved and self._passed <= AFTER + 1)
 
     def took(self, answers: int, k: int, seconds: float) -> None:
         """The round since the last choice, of answers alone, is done: `k` guesses each."""
-        if self._steady and not self.fixed:  # else it has replayed what another choice left
-            self._level(answers).learn(k, seconds)
+        # else it has replayed what another choice left
+        if self._steady and not self.fixed and self._level(answers).learn(k, seconds):
+            self._calm = 0
 
     def judged(self, proposed: int, accepted: int) -> None:
         """Of a run of guesses so many were accepted: the next one, if there was one, was wrong."""
+        self._calm = 0
         for j in range(min(accepted + 1, proposed)):
             self._judged[j] += 1
             often = self._answers if j < self._best else 1
@@ -156,7 +169,7 @@ class Pace:
             self.right[j] += weight * ((j < accepted) - self.right[j])
 
     def _decide(self, level: Level) -> int:
-        choices = range(self.most + 1)
+        choices, self._calm = range(self.most + 1), 0
         if not level.known():
             return self._try(level)
         tokens = list(accumulate((1.0, *accumulate(self.right, mul))))  # that a round is worth
@@ -174,6 +187,8 @@ class Pace:
         other = max(choices, key=lambda k: level.since[k] / seldom[k])
         if level.since[other] < LOOK * self.most * seldom[other]:
             self._left, self._best = HELD, best
+            if not best:  # nothing is learnt before the next look
+                self._calm = min(int(LOOK * self.most * seldom[k]) - level.since[k] for k in choices[1:])
             return best
         gap = gains[best] / gains[other] - 1
         level.since[other] = 0  # it may have become better

@@ -66,6 +66,7 @@ class Runner:
             mtp=mtp,
         )
         self.memory = self.state.pages.view(torch.uint8).flatten(1)  # pages as bytes
+        self._words = self.memory.view(_widest(self.memory.shape[1]))
         self._way: Tensor | None = None
         sizes = model.cache_dtype.itemsize, model.dtype.itemsize
         self.state_bytes = StateSize.of(model.config, sizes[0], drafts, mtp=mtp, kept=sizes[1]).slot
@@ -101,7 +102,7 @@ class Runner:
         for part in self._parts(slot, replays):
             flat[at : at + len(part)] = part
             at += len(part)
-        self.memory[self.index(pages)] = room
+        self._words[self.index(pages)] = room.view(self._words.dtype)
 
     def _parts(self, slot: int, replays: int = 1) -> list[Tensor]:
         """The memory of a slot, as bytes."""
@@ -197,3 +198,10 @@ class Runner:
         """Numbers as a tensor on the device."""
         found = torch.from_numpy(np.array(numbers, np.int64))
         return found if self.device.type == "cpu" else found.to(self.device)
+
+
+def _widest(size: int) -> torch.dtype:
+    """The largest words that so many bytes consist of: torch writes them no sooner if they are smaller."""
+    return next(
+        kind for kind in (torch.int64, torch.int32, torch.int16, torch.uint8) if size % kind.itemsize == 0
+    )

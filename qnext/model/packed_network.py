@@ -42,6 +42,7 @@ from .rotary import frequencies
 from .state import State
 
 TAPED = 2**16  # scores that are rather copied than asked for anew
+READ = 32  # the longest piece that the head reads from a tape: to read takes the same calls for any length
 Activations = Literal["int8", "exact"]
 T = TypeVar("T")
 
@@ -227,7 +228,7 @@ class PackedQwen3Next:
         def read(step: PackedStep, hidden_TH: Tensor) -> None:
             mtp.read(hidden_TH, step, cache)
 
-        self._pass("mtp read", read, packing, cache[0], None, next_ids_T, hidden_TH.float())
+        self._pass("mtp read", read, packing, cache[0], None, next_ids_T, hidden_TH.float(), longest=READ)
 
     def _head(self) -> PackedMTP:
         if self.mtp is None:
@@ -243,9 +244,10 @@ class PackedQwen3Next:
         routing: Routing | None,
         ids_T: Tensor,
         *rows: Tensor,
+        longest: int = attention.SHORT,
     ) -> T:
-        """`make(step, *rows)`: from a tape where the row is a few tokens with caches, which are `owner`'s."""
-        if owner is None or routing is not None or not self._steady or max(packing.lengths) > attention.SHORT:
+        """`make(step, *rows)`: from a tape where no piece is longer and there are caches, `owner`'s."""
+        if owner is None or routing is not None or not self._steady or max(packing.lengths) > longest:
             self._set_threads()
             return make(self._begin(packing, ids_T, routing), *rows)
         check(ids_T, len(self.embedding))

@@ -71,6 +71,7 @@ class Rows:
         return found
 
 
+FEW = 64  # pages of a sequence that there is always room for
 NO_SAVES = torch.empty(0, 3, dtype=torch.int64)
 
 
@@ -87,10 +88,10 @@ class Places(NamedTuple):
 
 def lay_down(packing: Packing, workspace: Workspace) -> Places:
     """Put the arrays of a packing into the workspace, where those of the last one of these sizes lay. Pages
-    have room for up to twice as many, so that a sequence rarely changes the sizes."""
+    have room for many, and for up to twice as many, so that a sequence rarely changes the sizes."""
     arrays, pages = packing.arrays, packing.arrays.pages
     assert pages is not None and arrays.cells is not None
-    wide = np.zeros((len(pages), 1 << (pages.shape[1] - 1).bit_length()), np.int64)
+    wide = np.zeros((len(pages), max(FEW, 1 << (pages.shape[1] - 1).bit_length())), np.int64)
     wide[:, : pages.shape[1]] = pages
     stretched = arrays.stretched
     return Places(

@@ -8,7 +8,7 @@ from statistics import mean
 
 import pytest
 
-from qnext.engine.pace import AFTER, HELD, RUN, TRIALS, Level, Pace
+from qnext.engine.pace import AFTER, BEFORE, HELD, RUN, TRIALS, Level, Pace
 
 FIRST = RUN * TRIALS  # steps that each choice is tried for
 
@@ -222,9 +222,38 @@ def test_only_a_round_that_is_far_faster_is_believed_at_once(took: float, believ
     assert level.costs[1] == pytest.approx(believed)
 
 
+def test_where_nothing_is_guessed_it_hardly_listens_and_hardly_thinks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pace, world, listened, thought = Pace(3), WORLDS["guesses are dear"], list[bool](), list[int]()
+    decide, choose = Pace._decide, Pace.choose
+    monkeypatch.setattr(Pace, "_decide", lambda *given: (thought.append(len(listened)), decide(*given))[1])
+    monkeypatch.setattr(Pace, "choose", lambda pace, n: (choose(pace, n), listened.append(pace.listens))[0])
+    world.run(pace, 2000)
+    del listened[:], thought[:]
+    _, chosen = world.run(pace, 4000)
+    assert any(chosen) and chosen.count(0) > 0.98 * len(chosen)
+    assert sum(listened) < 0.2 * len(listened) and len(thought) < len(listened) / HELD / 3
+    before = [
+        listened[i - BEFORE : i] for i, k in enumerate(chosen) if k and not chosen[i - 1] and i > BEFORE
+    ]
+    assert all(
+        sum(each) >= BEFORE / 2 for each in before
+    )  # so that each look has something to be held against
+
+
+def test_more_answers_are_thought_over_however_long_the_choice_was_to_stand() -> None:
+    pace = Pace(2)
+    World(50, 1, 1, 1, 50, (0.5,) * 2).run(pace, 3000)
+    World(1, 10, 0.01, 0.1, 0.1, (0.5,) * 2).run(pace, 1000)
+    World(50, 1, 1, 1, 50, (0.5,) * 2).run(pace, 40)
+    assert [pace.choose(1) for _ in range(3 * HELD)][2 * HELD :] == [2] * HELD
+
+
 def test_fixed_and_none() -> None:
     assert {Pace(4, fixed=True).choose(n) for n in range(1, 50)} == {4}
     assert {Pace(0).choose(n) for n in range(1, 50)} == {0}
+    assert not Pace(0).listens and not Pace(4, fixed=True).listens
 
 
 def test_chances_are_learnt_from_what_was_judged() -> None:
