@@ -34,7 +34,7 @@ class Tape(NamedTuple, Generic[T]):
 class Tapes:
     """The tapes of a workspace, those that were played longest ago first."""
 
-    MOST = 1024  # of about 20 KB each
+    MOST = 2048  # of about 20 KB each in a small network
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
