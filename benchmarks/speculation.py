@@ -5,12 +5,13 @@
 Engines answer the same prompts, each with as many answers as the batch has places, on the same weights in
 memory, as where these lie moves a small model's speed by several per cent. So does where an engine's own
 memory lies: there are two engines of each kind, the second ones made in the opposite order. They take turns
-of a few tokens for each answer, some fifty milliseconds, and so are always at the same place of the same
+of a few tokens for each answer, a fifth of a second or more, and so are always at the same place of the same
 texts: a shared machine's speed swings by half within seconds, and some texts are guessed twice as well as
-others. Prints one JSON line a batch size, after `seconds` of rounds of turns: tokens of all turns over their
-seconds, and what `adaptive` reaches of the best fixed number. The best of several noisy figures is good by
-luck too: `adaptive_over_best_apart` is held against the number that the other half of the rounds finds best,
-and `apart_within` says where it lies in nine of ten resamplings of the rounds.
+others. Shorter turns are more about what each finds in the caches after nine others than about guesses. Their
+order is drawn anew each time. Prints one JSON line a batch size, after `seconds` of rounds of turns: tokens
+of all turns over their seconds, and what `adaptive` reaches of the best fixed number. The best of several
+noisy figures is good by luck too: `adaptive_over_best_apart` is held against the number that the other half
+of the rounds finds best, and `apart_within` says where it lies in nine of ten resamplings of the rounds.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ QUESTIONS = (
 LENGTHS = (80, 213, 160, 101, 240, 133, 187)
 WAVES = 4  # prompts for each place
 TURN, EACH = 16, 4  # tokens at least, and for each place; and as many more
-LONG = 0.05  # as take so many seconds without guesses
+LONG = 0.2  # as take so many seconds without guesses
 PROBE = 256  # tokens that tell how long a turn should be
-WARM_UP = 20  # rounds that do not count: kernels, kept prompts, and what guesses cost
+WARM_UP = 6  # rounds that do not count: kernels, kept prompts, and what guesses cost
 
 Turn = tuple[int, float]  # tokens, and seconds
 
@@ -130,7 +131,7 @@ def within(found: dict[str, list[Turn]], draws: int = 300) -> tuple[float, float
 @torch.inference_mode()
 def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else "tiny-instruct"
-    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 120
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 300
     head = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
     network, chat = load_network(locate(model)), Chat.from_pretrained(locate(model))
@@ -147,9 +148,9 @@ def main() -> None:
         gc.freeze()  # as the server does
         found: dict[str, list[Turn]] = {name: [] for name in KINDS}
         turn = max(turn_of(player, batch) for player in players["0"])
-        rounds, until = 0, time.perf_counter() + seconds
+        rounds, until, order = 0, time.perf_counter() + seconds, Random(batch)
         while rounds < WARM_UP + 4 or time.perf_counter() < until:
-            for name in (*KINDS, *KINDS)[rounds % len(KINDS) :][: len(KINDS)]:
+            for name in order.sample(list(KINDS), len(KINDS)):
                 turns = [player.play(PROBE + (rounds + 1) * turn) for player in players[name]]
                 found[name].append((sum(tokens for tokens, _ in turns), sum(took for _, took in turns)))
             rounds += 1
