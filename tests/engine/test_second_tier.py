@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from qnext.engine import second_tier
 from qnext.engine.config import EngineConfig
 from qnext.engine.engine import Engine
 from qnext.engine.plan import Fetch
@@ -195,6 +196,16 @@ def test_what_does_not_fit_is_not_found(other: Callable[[Path], Engine], tmp_pat
     for make, cached in ((None, 0), (other, 0), (None, 63), (other, 63)):
         with engine(disk_cache=tmp_path) if make is None else make(tmp_path) as made:
             assert ask(made, 64).cached_tokens == cached
+
+
+def test_what_was_laid_out_otherwise_is_not_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine(disk_cache=tmp_path) as made:
+        ask(made, 64)
+    with engine(disk_cache=tmp_path) as made:
+        assert ask(made, 64).cached_tokens == 63
+    monkeypatch.setattr(second_tier, "LAYOUT", second_tier.LAYOUT + 1)
+    with engine(disk_cache=tmp_path) as made:
+        assert ask(made, 64).cached_tokens == 0
 
 
 def test_a_disk_needs_to_know_the_weights(tmp_path: Path) -> None:

@@ -108,6 +108,19 @@ def test_a_tape_is_about_one_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.inference_mode()
+def test_a_text_that_grows_keeps_its_tape() -> None:
+    network, passes = packed_tiny("int8", "int8"), list[object]()
+    state, run = state_of(network), network._tapes.run
+    network._tapes.run = (  # type: ignore[method-assign]
+        lambda key, owner, make: run(key, owner, lambda: (passes.append(key), make())[1])
+    )
+    for length in range(1, 60 * PAGE):
+        pages = [list(range(-(-length // PAGE)))]
+        network(token_ids(1, seed=length), Packing.cached([1], [length - 1], pages, [0], PAGE), state)
+    assert len(passes) <= 2  # the first may move the workspace
+
+
+@torch.inference_mode()
 def test_routing_that_is_asked_for_is_told() -> None:
     network = packed_tiny("int8", "int8")
     state, packing = state_of(network), Packing.cached([1], [0], [[0]], [0], PAGE)
