@@ -9,7 +9,7 @@ checkpoint, or lies on the way to one; roots are apart by salt.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
@@ -89,9 +89,7 @@ class PrefixCache:
                 break
             node, depth = child, depth + self.page_size
         rest = tuple(tokens[depth : min(limit, depth + self.page_size)])
-        return best, depth + max(
-            (_common(rest, known) for known in (*node.children, *node.checkpoints)), default=0
-        )
+        return best, depth + _common(rest, (*node.children, *node.checkpoints))
 
     def touch(self, checkpoint: Checkpoint) -> None:
         """A hit: it and the way to it are worth more."""
@@ -290,11 +288,12 @@ class PrefixCache:
             node = node.parent
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many leading tokens are the same."""
-    count = 0
-    for a, b in zip(one, other, strict=False):
-        if a != b:
-            break
-        count += 1
+def _common(one: tuple[int, ...], others: Iterable[tuple[int, ...]]) -> int:
+    """How many leading tokens are those of one of the others: there may be thousands, of texts that begin
+    with the same system prompt."""
+    count, begin = 0, one[:1]
+    for other in others:
+        while count < len(one) and other[: count + 1] == begin:
+            count += 1
+            begin = one[: count + 1]
     return count
