@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from qnext.kernels.cpu import tape
-from qnext.model.packed_network import PackedQwen3Next
+from qnext.model.packed_network import READ, PackedQwen3Next
 from qnext.model.packing import Packing
 from qnext.model.state import State
 
@@ -118,6 +118,21 @@ def test_a_text_that_grows_keeps_its_tape() -> None:
         pages = [list(range(-(-length // PAGE)))]
         network(token_ids(1, seed=length), Packing.cached([1], [length - 1], pages, [0], PAGE), state)
     assert len(passes) <= 2  # the first may move the workspace
+
+
+@torch.inference_mode()
+def test_what_the_head_reads_is_played_from_a_tape_though_it_is_long() -> None:
+    network, read = packed_tiny("int8", "int8"), list[bool]()
+    state, run = state_of(network), network._tapes.run
+    network._tapes.run = (  # type: ignore[method-assign]
+        lambda key, owner, make: run(key, owner, lambda: (read.append(key[0] == "mtp read"), make())[1])
+    )
+    assert state.mtp is not None
+    for count, start in ((READ, 1), (READ, 1 + READ), (READ, 1 + 2 * READ)):
+        packing = Packing.cached([count], [start], [list(range(PAGES))], [0], PAGE, first=1)
+        hidden = torch.randn(count, network.config.hidden_size)
+        network.mtp_read(hidden, token_ids(count, seed=start), packing, state.mtp)
+    assert read == [True] or read == [True, True]  # the first may move the workspace
 
 
 @torch.inference_mode()
