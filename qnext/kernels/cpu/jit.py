@@ -97,6 +97,13 @@ def pasted(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
+def align_stack(build: Any) -> None:
+    """What does not fit in the registers of the function that is being built is put down in lines of its own:
+    else half of it lies across two, or does not, by where the caller's stack happens to end."""
+    build.function.attributes.alignstack = 64
+    build.function.attributes.add("nounwind")  # llvmlite forgets the former where there is none like this
+
+
 def reader(kind: Any) -> Any:
     """A function for kernels: the NamedTuple of int64 that lies at an address."""
     found = types.NamedUniTuple(types.int64, len(kind._fields), kind)
@@ -104,6 +111,7 @@ def reader(kind: Any) -> Any:
     @intrinsic
     def read(_typing: Any, _address: Any) -> Any:
         def codegen(context: Any, build: Any, _signature: Any, values: Any) -> Any:
+            align_stack(build)  # of a phase, and so of what is compiled into it
             place = build.inttoptr(values[0], context.get_value_type(found).as_pointer())
             return build.load(place, align=8)
 

@@ -12,7 +12,7 @@ import numpy as np
 from llvmlite import ir
 from numba import literally
 
-from .jit import inline
+from .jit import inline, pasted
 from .simd import (
     I8,
     I16,
@@ -99,10 +99,9 @@ def signed_as(build: Build, x: Any, y: Any) -> Any:
     return _by_halves(build, "llvm.x86.avx2.psign.b", ir.VectorType(I8, 32), x, y)
 
 
-@inline
+@pasted
 def nibbles(tokens, data, row, width, ints):  # type: ignore[no-untyped-def]
     """Add the products of `LINES` lines of 4-bit codes."""
-    tokens = literally(tokens)
     part = registers_i32(tokens)
     for t in range(tokens):
         part[t] = fill_i32(np.int32(0))
@@ -110,10 +109,10 @@ def nibbles(tokens, data, row, width, ints):  # type: ignore[no-untyped-def]
         line = load_i32(data + 64 * i)
         prefetch_l2(data + 64 * i + (AHEAD if tokens > 1 else NEAR))
         low, high = masked(line, 0x0F0F0F0F), masked(shift_right(line, 4), 0x0F0F0F0F)
-        for t in range(tokens):
-            part[t] = add_16(part[t], pairs(low, spread_i32(row + t * width + 8 * i)))
-        for t in range(tokens):
-            part[t] = add_16(part[t], pairs(high, spread_i32(row + t * width + 8 * i + 4)))
+        for t in range(tokens):  # both halves at once: products that wait for others' would be put down
+            here = row + t * width + 8 * i
+            both = add_16(pairs(low, spread_i32(here)), pairs(high, spread_i32(here + 4)))
+            part[t] = add_16(part[t], both)
     for t in range(tokens):
         ints[t] = ints[t] + neighbours(part[t])
 

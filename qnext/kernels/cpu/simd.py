@@ -17,6 +17,7 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from . import isa
+from .jit import align_stack
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 VF, VI, VB, VH = (ir.VectorType(*kind) for kind in ((F32, 16), (I32, 16), (I8, 64), (I16, 32)))
@@ -118,11 +119,13 @@ def write(build: Build, value: Any, where: Any) -> None:
 
 @op(floats, literal)
 def registers_f32(build: Build, count: int) -> Any:
+    align_stack(build)
     return cgutils.alloca_once(build, VF, size=count)
 
 
 @op(integers, literal)
 def registers_i32(build: Build, count: int) -> Any:
+    align_stack(build)
     return cgutils.alloca_once(build, VI, size=count)
 
 
