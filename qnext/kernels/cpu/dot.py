@@ -107,35 +107,50 @@ def column(bits, line, j):  # type: ignore[no-untyped-def]
 
 @inline
 def floats(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no-untyped-def]
-    """Weights of any kind by fp32 inputs: exact but for the rounding of fp32 sums."""
+    """Weights of any kind by fp32 inputs: exact but for the rounding of fp32 sums. Floats are added up in
+    quarters: for one or two tokens side by side, as one chain of additions would be too slow."""
     bits, tokens = literally(bits), literally(tokens)
     data, scales, size, groups, group = matrix
     width, row, _, _ = x
     data, scales, row = data + block * size, scales + block * groups * 32, row + 4 * first * width
-    sums, part = registers_f32(tokens), registers_f32(tokens)
+    quarters = 4 if bits >= 16 else 1
+    ways = quarters // tokens if tokens < quarters else 1
+    lines = group * bits // (32 * quarters)
+    columns, stretch = 32 // bits, lines * (32 // bits)  # of a line and of a quarter
+    sums, whole, part = registers_f32(tokens), registers_f32(tokens), registers_f32(8)
     for t in range(tokens):
         sums[t] = fill(np.float32(0))
     for _ in range(groups):
         for t in range(tokens):
-            part[t] = fill(np.float32(0))
-        for _ in range(group * bits // 32):
-            line = load_i32(data)
-            if tokens > FEW:
-                prefetch_l2(data + AHEAD)
-            data += 64
-            for j in range(32 // bits):
-                weights = column(bits, line, j)
+            whole[t] = fill(np.float32(0))
+        for _ in range(quarters // ways):
+            for i in range(ways * tokens):
+                part[i] = fill(np.float32(0))
+            for _ in range(lines):
+                for q in range(ways):
+                    line = load_i32(data + 64 * lines * q)
+                    if tokens > FEW:
+                        prefetch_l2(data + 64 * lines * q + AHEAD)
+                    for j in range(columns):
+                        weights = column(bits, line, j)
+                        for t in range(tokens):
+                            at = row + 4 * (t * width + q * stretch + j)
+                            part[q * tokens + t] = fma(weights, spread(at), part[q * tokens + t])
+                data += 64
+                row += 4 * columns
+            data += 64 * lines * (ways - 1)
+            row += 4 * stretch * (ways - 1)
+            for q in range(ways):
                 for t in range(tokens):
-                    part[t] = fma(weights, spread(row + 4 * (t * width + j)), part[t])
-            row += 128 // bits
+                    whole[t] = whole[t] + part[q * tokens + t]
         if bits < 16:
             scale = load_bf16(scales)
             scales += 32
             for t in range(tokens):
-                sums[t] = fma(part[t], scale, sums[t])
+                sums[t] = fma(whole[t], scale, sums[t])
         else:
             for t in range(tokens):
-                sums[t] = sums[t] + part[t]
+                sums[t] = sums[t] + whole[t]
     for t in range(tokens):
         store(out + t * step, sums[t])
 
