@@ -1,8 +1,10 @@
-"""Dot products of 16 packed rows with a few tokens: the innermost loops of every matrix product.
+"""Dot products of packed rows, 16 a block, with a few tokens: the innermost loops of every matrix product.
 
 Called by `linear` and `experts`, which say which rows and tokens. Weights are read once for up to eight
-tokens; a token's sums are added in the same order beside any others, so that its result is the same to the
-bit. `bits`, `coded` and `tokens` are literal integers: what is made of them is compiled by itself.
+tokens. One token may take several blocks side by side, far apart: memory gives several streams sooner than
+one, and additions need not wait for each other. A row's sums are added in the same order in any company, so
+that its result is the same to the bit. `bits`, `coded`, `tokens` and `wide` are literal integers: what is
+made of them is compiled by itself.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ from .tiles import USED, tiles
 AHEAD = 8192  # bytes that are asked for before they are read, where there is enough to do meanwhile: with few
 FEW = 1  # token the processor looks far enough ahead by itself, and asking is in its way
 IN_PAIRS, EIGHTS = isa.level() == "avx2", isa.many_registers()
+WIDE = 4  # blocks side by side
 
 
 @inline
-def codes(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no-untyped-def]
-    """Codes of weights (4 or 8 bits) by codes of inputs. Products are exact: only the inputs were rounded."""
-    bits, tokens = literally(bits), literally(tokens)
+def codes(bits, tokens, wide, matrix, block, apart, x, first, out, step):  # type: ignore[no-untyped-def]
+    """Codes of weights (4 or 8 bits) by codes of inputs. Products are exact: only the inputs were rounded.
+    Of `wide` blocks, so many `apart`, as their results are."""
+    bits, tokens, wide = literally(bits), literally(tokens), literally(wide)
     data, scales, size, groups, group = matrix
     width, row, row_scales, row_sums = x
     data, scales = data + block * size, scales + block * groups * 32
@@ -54,42 +58,49 @@ def codes(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no-
         row_scales + first * groups * 4,
         row_sums + first * groups * 4,
     )
-    # For one or two tokens, sums of both halves of a line apart: one chain of additions would be too slow.
-    ways = 1 if bits == 4 and tokens < 4 else 0
-    sums, ints = registers_f32(tokens), registers_i32(16)
-    for t in range(tokens):
-        sums[t] = fill(np.float32(0))
+    # For one or two sums, both halves of a line apart: one chain of additions would be too slow.
+    places = tokens * wide
+    ways = 1 if bits == 4 and places < 4 else 0
+    sums, ints = registers_f32(8), registers_i32(16)
+    for i in range(places):
+        sums[i] = fill(np.float32(0))
     for g in range(groups):
         at = 4 * g
         for t in range(tokens):  # a stored zero is 8 or 128: so much too much is in each product
-            ints[t] = fill_i32(peek_i32(row_sums + at + t * groups * 4) * np.int32(-8 if bits == 4 else -128))
-            if ways:
-                ints[tokens + t] = fill_i32(np.int32(0))
+            begin = fill_i32(peek_i32(row_sums + at + t * groups * 4) * np.int32(-8 if bits == 4 else -128))
+            for w in range(wide):
+                ints[w * tokens + t] = begin
+                ints[places * ways + w * tokens + t] = fill_i32(np.int32(0)) if ways else begin
         for _ in range(group * bits // 32):
-            line = load_i32(data)
-            if tokens > FEW:
-                prefetch_l2(data + AHEAD)
+            for w in range(wide):
+                line = load_i32(data + w * apart * size)
+                if tokens > FEW:
+                    prefetch_l2(data + w * apart * size + AHEAD)
+                if bits == 4:
+                    low, high = masked(line, 0x0F0F0F0F), masked(shift_right(line, 4), 0x0F0F0F0F)
+                    for t in range(tokens):
+                        i = w * tokens + t
+                        ints[i] = dot_u8_i8(ints[i], low, spread_i32(row + t * width))
+                    for t in range(tokens):
+                        i = places * ways + w * tokens + t
+                        ints[i] = dot_u8_i8(ints[i], high, spread_i32(row + t * width + 4))
+                else:
+                    for t in range(tokens):
+                        i = w * tokens + t
+                        ints[i] = dot_u8_i8(ints[i], line, spread_i32(row + t * width))
             data += 64
-            if bits == 4:
-                low, high = masked(line, 0x0F0F0F0F), masked(shift_right(line, 4), 0x0F0F0F0F)
-                for t in range(tokens):
-                    ints[t] = dot_u8_i8(ints[t], low, spread_i32(row + t * width))
-                for t in range(tokens):
-                    u = tokens * ways + t
-                    ints[u] = dot_u8_i8(ints[u], high, spread_i32(row + t * width + 4))
-                row += 8
-            else:
-                for t in range(tokens):
-                    ints[t] = dot_u8_i8(ints[t], line, spread_i32(row + t * width))
-                row += 4
-        scale = load_bf16(scales)
+            row += 32 // bits
+        for w in range(wide):
+            scale = load_bf16(scales + w * apart * groups * 32)
+            for t in range(tokens):
+                i = w * tokens + t
+                if ways:
+                    ints[i] = ints[i] + ints[places + i]
+                sums[i] = fma(to_float(ints[i]), scale * spread(row_scales + at + t * groups * 4), sums[i])
         scales += 32
+    for w in range(wide):
         for t in range(tokens):
-            if ways:
-                ints[t] = ints[t] + ints[tokens + t]
-            sums[t] = fma(to_float(ints[t]), scale * spread(row_scales + at + t * groups * 4), sums[t])
-    for t in range(tokens):
-        store(out + t * step, sums[t])
+            store(out + 64 * w * apart + t * step, sums[w * tokens + t])
 
 
 @inline
@@ -106,57 +117,52 @@ def column(bits, line, j):  # type: ignore[no-untyped-def]
 
 
 @inline
-def floats(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no-untyped-def]
-    """Weights of any kind by fp32 inputs: exact but for the rounding of fp32 sums. Floats are added up in
-    quarters: for one or two tokens side by side, as one chain of additions would be too slow."""
-    bits, tokens = literally(bits), literally(tokens)
+def floats(bits, tokens, wide, matrix, block, apart, x, first, out, step):  # type: ignore[no-untyped-def]
+    """Weights of any kind by fp32 inputs: exact but for the rounding of fp32 sums. Blocks as in `codes`."""
+    bits, tokens, wide = literally(bits), literally(tokens), literally(wide)
     data, scales, size, groups, group = matrix
     width, row, _, _ = x
     data, scales, row = data + block * size, scales + block * groups * 32, row + 4 * first * width
-    quarters = 4 if bits >= 16 else 1
-    ways = quarters // tokens if tokens < quarters else 1
-    lines = group * bits // (32 * quarters)
-    columns, stretch = 32 // bits, lines * (32 // bits)  # of a line and of a quarter
-    sums, whole, part = registers_f32(tokens), registers_f32(tokens), registers_f32(8)
-    for t in range(tokens):
-        sums[t] = fill(np.float32(0))
+    places = tokens * wide
+    sums, part = registers_f32(8), registers_f32(8)
+    for i in range(places):
+        sums[i] = fill(np.float32(0))
     for _ in range(groups):
+        for i in range(places):
+            part[i] = fill(np.float32(0))
+        for _ in range(group * bits // 32):
+            for w in range(wide):
+                line = load_i32(data + w * apart * size)
+                if tokens > FEW:
+                    prefetch_l2(data + w * apart * size + AHEAD)
+                for j in range(32 // bits):
+                    weights = column(bits, line, j)
+                    for t in range(tokens):
+                        i = w * tokens + t
+                        part[i] = fma(weights, spread(row + 4 * (t * width + j)), part[i])
+            data += 64
+            row += 128 // bits
+        for w in range(wide):
+            scale = load_bf16(scales + w * apart * groups * 32) if bits < 16 else fill(np.float32(1))
+            for t in range(tokens):
+                i = w * tokens + t
+                sums[i] = fma(part[i], scale, sums[i])
+        scales += 32
+    for w in range(wide):
         for t in range(tokens):
-            whole[t] = fill(np.float32(0))
-        for _ in range(quarters // ways):
-            for i in range(ways * tokens):
-                part[i] = fill(np.float32(0))
-            for _ in range(lines):
-                for q in range(ways):
-                    line = load_i32(data + 64 * lines * q)
-                    if tokens > FEW:
-                        prefetch_l2(data + 64 * lines * q + AHEAD)
-                    for j in range(columns):
-                        weights = column(bits, line, j)
-                        for t in range(tokens):
-                            at = row + 4 * (t * width + q * stretch + j)
-                            part[q * tokens + t] = fma(weights, spread(at), part[q * tokens + t])
-                data += 64
-                row += 4 * columns
-            data += 64 * lines * (ways - 1)
-            row += 4 * stretch * (ways - 1)
-            for q in range(ways):
-                for t in range(tokens):
-                    whole[t] = whole[t] + part[q * tokens + t]
-        if bits < 16:
-            scale = load_bf16(scales)
-            scales += 32
-            for t in range(tokens):
-                sums[t] = fma(whole[t], scale, sums[t])
-        else:
-            for t in range(tokens):
-                sums[t] = sums[t] + whole[t]
-    for t in range(tokens):
-        store(out + t * step, sums[t])
+            store(out + 64 * w * apart + t * step, sums[w * tokens + t])
 
 
-def dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
-    """Rows 16 * block and on by tokens `first` to `last` -> fp32 [tokens, 16] at `out`, `step` bytes apart.
+@inline
+def at_once(tokens, blocks):  # type: ignore[no-untyped-def]
+    """How many of some blocks `dot` is best asked for at a time: for one token all, to be taken side by side;
+    else one, whose weights the next tokens find in the cache."""
+    return max(1, blocks) if tokens == 1 else 1
+
+
+def dot(bits, coded, matrix, block, blocks, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
+    """Rows of some blocks by tokens `first` to `last` -> fp32 [tokens, 16 * blocks] at `out`, `step` bytes
+    apart.
 
     `matrix`: addresses of data and scales, bytes of a block's data, groups, columns a group. `x`: columns,
     then addresses of the rows (codes where `coded`, else floats), their scales and sums. `desk`: a thread's
@@ -166,30 +172,37 @@ def dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: i
 
 
 @overload(dot, prefer_literal=True)
-def _dot(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
-    # Only one of them is compiled at all.
+def _dot(bits, coded, matrix, block, blocks, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
+    # Only one of them is compiled at all. With AVX-512 one stream of codes comes as fast as memory gives it.
     product = floats if not coded.literal_value else pairs.codes if IN_PAIRS else codes
-    in_tiles, eights = USED and coded.literal_value, EIGHTS
+    in_tiles, eights, streams = USED and coded.literal_value, EIGHTS, product is not codes
 
-    def by_eights(bits, coded, matrix, block, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
-        if in_tiles:
-            whole = tiles(bits, matrix, block, x, first, last, out, step, desk)
-            out += (whole - first) * step
-            first = whole
-        if eights:
-            while first + 8 <= last:
-                product(bits, 8, matrix, block, x, first, out, step)
-                first += 8
-                out += 8 * step
-        while first + 4 <= last:
-            product(bits, 4, matrix, block, x, first, out, step)
-            first += 4
-            out += 4 * step
-        if first + 2 <= last:
-            product(bits, 2, matrix, block, x, first, out, step)
-            first += 2
-            out += 2 * step
-        if first < last:
-            product(bits, 1, matrix, block, x, first, out, step)
+    def by_eights(bits, coded, matrix, block, blocks, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
+        begin = 0
+        if streams and last - first == 1:
+            apart = blocks // WIDE
+            for b in range(apart):
+                product(bits, 1, WIDE, matrix, block + b, apart, x, first, out + 64 * b, step)
+            begin = WIDE * apart
+        for b in range(begin, blocks):
+            t, to = first, out + 64 * b
+            if in_tiles:
+                t = tiles(bits, matrix, block + b, x, first, last, to, step, desk)
+                to += (t - first) * step
+            if eights:
+                while t + 8 <= last:
+                    product(bits, 8, 1, matrix, block + b, 0, x, t, to, step)
+                    t += 8
+                    to += 8 * step
+            while t + 4 <= last:
+                product(bits, 4, 1, matrix, block + b, 0, x, t, to, step)
+                t += 4
+                to += 4 * step
+            if t + 2 <= last:
+                product(bits, 2, 1, matrix, block + b, 0, x, t, to, step)
+                t += 2
+                to += 2 * step
+            if t < last:
+                product(bits, 1, 1, matrix, block + b, 0, x, t, to, step)
 
     return by_eights

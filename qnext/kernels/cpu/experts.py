@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..packed import ROWS, Packed
 from .activations import silu
-from .dot import dot
+from .dot import at_once, dot
 from .inputs import Inputs, quantise_row
 from .jit import inline, reader
 from .linear import Matrix
@@ -113,8 +113,8 @@ def mix(
         workspace.address("experts.sums", 4 * pairs * groups),
     )
     block, desks = min(BLOCK, tokens), 0
-    # products, then rows, their scales and sums
-    room = (block + SPARE) * (inputs.width * (2 if coded else 4) + 128)
+    head = 64 * max(2 * block, 2 * inner, outer)  # of products; then rows, their scales and sums
+    room = head + (block + SPARE) * inputs.width * (2 if coded else 4)
     if coded and tiled(pairs):
         desks = workspace.address("tiles", threads * DESK)
     numbers = (
@@ -132,6 +132,7 @@ def mix(
         inner,
         outer,
         block,
+        head,
         room,
         workspace.address("experts.scratch", threads * room),
         residual_TH.data_ptr(),
@@ -263,6 +264,7 @@ class Mixing(NamedTuple):
     inner: int
     outer: int
     block: int
+    head: int
     room: int
     scratch: int
     residual: int
@@ -293,16 +295,17 @@ def gather(coded, groups, x, tokens, first, count, to):  # type: ignore[no-untyp
 def widen(bits, coded, job, weight, begin, end, part):  # type: ignore[no-untyped-def]
     """silu(gate x) * (up x) for the pairs of one expert, in a thread's part of the columns, into `floats`."""
     low, high, here, desk = part
-    x, gates, ups = (job.width, job.rows, job.row_scales, job.row_sums), here, here + 64 * job.block
+    x = (job.width, job.rows, job.row_scales, job.row_sums)
     for first in range(begin, end, job.block):
         count = min(job.block, end - first)
-        own = gather(coded, weight[3], x, job.pair_tokens, first, count, here + 128 * job.block)
-        for b in range(low, high):
-            for half in range(2):  # one place, compiled once
-                dot(bits, coded, weight, 2 * b + half, own, 0, count, here + 64 * job.block * half, 64, desk)
+        own = gather(coded, weight[3], x, job.pair_tokens, first, count, here + job.head)
+        some = at_once(count, high - low)
+        for b in range(low, high, some):
+            dot(bits, coded, weight, 2 * b, 2 * some, own, 0, count, here, 128 * some, desk)
             for i in range(count):
-                value = silu(load(gates + 64 * i)) * load(ups + 64 * i)
-                store(job.floats + 4 * (first + i) * job.mid_width + 64 * b, value)
+                at, to = here + 128 * some * i, job.floats + 4 * (first + i) * job.mid_width + 64 * b
+                for c in range(some):
+                    store(to + 64 * c, silu(load(at + 128 * c)) * load(at + 128 * c + 64))
 
 
 @inline
@@ -312,12 +315,17 @@ def narrow(bits, coded, job, weight, begin, end, part):  # type: ignore[no-untyp
     mid = (job.mid_width, job.mid_codes, job.mid_scales, job.mid_sums)
     for first in range(begin, end, job.block):
         last = min(first + job.block, end)
-        for b in range(low, high):
-            dot(bits, coded, weight, b, mid, first, last, here, 64, desk)
+        some = at_once(last - first, high - low)
+        for b in range(low, high, some):
+            dot(bits, coded, weight, b, some, mid, first, last, here, 64 * some, desk)
             for p in range(first, last):
-                to = job.out + 64 * (word(job.pair_tokens + 8 * p) * job.outer + b)
-                value = load(here + 64 * (p - first))
-                store(to, fma(spread(job.shares + 4 * p), value, load(to)))
+                at, to = (
+                    here + 64 * some * (p - first),
+                    job.out + 64 * (word(job.pair_tokens + 8 * p) * job.outer + b),
+                )
+                for c in range(some):
+                    value = load(at + 64 * c)
+                    store(to + 64 * c, fma(spread(job.shares + 4 * p), value, load(to + 64 * c)))
 
 
 @inline

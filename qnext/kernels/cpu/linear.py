@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..packed import ROWS, Packed
-from .dot import dot
+from .dot import at_once, dot
 from .inputs import Inputs, Source, float_bits, prepare_rows, prepare_share
 from .jit import reader
 from .simd import load, store
@@ -125,15 +125,18 @@ def _product(bits: int, coded: bool) -> Task:
         weight = (job.data, job.scales, job.size, job.groups, job.group)
         desk = job.desks + thread * DESK
         take_unit(job.desks)
+        begin, end = job.blocks * thread // threads, job.blocks * (thread + 1) // threads
         for first in range(0, job.tokens, BLOCK):
             last = min(first + BLOCK, job.tokens)
-            for block in range(job.blocks * thread // threads, job.blocks * (thread + 1) // threads):
+            some = at_once(last - first, end - begin)
+            for block in range(begin, end, some):
                 at = job.out + first * job.step + 64 * block
-                dot(bits, coded, weight, block, x, first, last, at, job.step, desk)
+                dot(bits, coded, weight, block, some, x, first, last, at, job.step, desk)
                 if job.add:
                     for t in range(first, last):
-                        to = job.out + t * job.step + 64 * block
-                        store(to, load(to) + load(job.add + t * job.add_step + 64 * block))
+                        for b in range(block, block + some):
+                            to = job.out + t * job.step + 64 * b
+                            store(to, load(to) + load(job.add + t * job.add_step + 64 * b))
         leave_unit(job.desks)
 
     return Task(prepare_share, multiply)

@@ -42,8 +42,8 @@ from .simd import (
     to_float,
 )
 
-MOST = 4  # tokens at once: with more, their sums would not fit the sixteen registers of 32 bytes
-AHEAD, NEAR = 8192, 4096  # bytes that are asked for before they are read; with one token
+MOST = 4  # sums at once: with more, they would not fit the sixteen registers of 32 bytes
+AHEAD, NEAR = 8192, 512  # bytes that are asked for before they are read; with one token
 LINES = 4  # of 4-bit codes, whose pairs (at most 2 * 15 * 127) add up within 16 bits
 
 
@@ -100,8 +100,8 @@ def signed_as(build: Build, x: Any, y: Any) -> Any:
 
 
 @pasted
-def nibbles(tokens, data, row, width, ints):  # type: ignore[no-untyped-def]
-    """Add the products of `LINES` lines of 4-bit codes."""
+def nibbles(tokens, data, row, width, ints, place):  # type: ignore[no-untyped-def]
+    """Add the products of `LINES` lines of 4-bit codes to the sums from a place on."""
     part = registers_i32(tokens)
     for t in range(tokens):
         part[t] = fill_i32(np.int32(0))
@@ -114,48 +114,55 @@ def nibbles(tokens, data, row, width, ints):  # type: ignore[no-untyped-def]
             both = add_16(pairs(low, spread_i32(here)), pairs(high, spread_i32(here + 4)))
             part[t] = add_16(part[t], both)
     for t in range(tokens):
-        ints[t] = ints[t] + neighbours(part[t])
+        ints[place + t] = ints[place + t] + neighbours(part[t])
 
 
-@inline
-def bytes_of(tokens, data, row, width, ints):  # type: ignore[no-untyped-def]
+@pasted
+def bytes_of(tokens, data, row, width, ints, place):  # type: ignore[no-untyped-def]
     """Add the products of a line of 8-bit codes."""
-    tokens = literally(tokens)
     line = centred(load_i32(data))
     prefetch_l2(data + (AHEAD if tokens > 1 else NEAR))
     size = sizes(line)  # times a code of the input, twice: at most 2 * 128 * 127
     for t in range(tokens):
-        ints[t] = ints[t] + neighbours(pairs(size, signed_as(spread_i32(row + t * width), line)))
+        found = neighbours(pairs(size, signed_as(spread_i32(row + t * width), line)))
+        ints[place + t] = ints[place + t] + found
 
 
 @inline
-def codes(bits, tokens, matrix, block, x, first, out, step):  # type: ignore[no-untyped-def]
+def codes(bits, tokens, wide, matrix, block, apart, x, first, out, step):  # type: ignore[no-untyped-def]
     """`dot.codes`: codes of weights (4 or 8 bits) by codes of inputs."""
-    bits, tokens = literally(bits), literally(tokens)
+    bits, tokens, wide = literally(bits), literally(tokens), literally(wide)
     data, scales, size, groups, group = matrix
     width, row, row_scales, row_sums = x
     data, scales, row = data + block * size, scales + block * groups * 32, row + first * width
     row_scales, row_sums = row_scales + first * groups * 4, row_sums + first * groups * 4
-    sums, ints = registers_f32(tokens), registers_i32(tokens)
-    for t in range(tokens):
-        sums[t] = fill(np.float32(0))
+    sums, ints = registers_f32(MOST), registers_i32(MOST)
+    for i in range(wide * tokens):
+        sums[i] = fill(np.float32(0))
     for g in range(groups):
         at = 4 * g
         for t in range(tokens):  # a stored zero of 4 bits is 8: so much too much is in each product
-            ints[t] = fill_i32(peek_i32(row_sums + at + t * groups * 4) * np.int32(-8 if bits == 4 else 0))
+            begin = fill_i32(peek_i32(row_sums + at + t * groups * 4) * np.int32(-8 if bits == 4 else 0))
+            for w in range(wide):
+                ints[w * tokens + t] = begin
         if bits == 4:
             for _ in range(group // (8 * LINES)):
-                nibbles(tokens, data, row, width, ints)
+                for w in range(wide):
+                    nibbles(tokens, data + w * apart * size, row, width, ints, w * tokens)
                 data += 64 * LINES
                 row += 8 * LINES
         else:
             for _ in range(group // 4):
-                bytes_of(tokens, data, row, width, ints)
+                for w in range(wide):
+                    bytes_of(tokens, data + w * apart * size, row, width, ints, w * tokens)
                 data += 64
                 row += 4
-        scale = load_bf16(scales)
+        for w in range(wide):
+            scale = load_bf16(scales + w * apart * groups * 32)
+            for t in range(tokens):
+                factor = scale * spread(row_scales + at + t * groups * 4)
+                sums[w * tokens + t] = fma(to_float(ints[w * tokens + t]), factor, sums[w * tokens + t])
         scales += 32
+    for w in range(wide):
         for t in range(tokens):
-            sums[t] = fma(to_float(ints[t]), scale * spread(row_scales + at + t * groups * 4), sums[t])
-    for t in range(tokens):
-        store(out + t * step, sums[t])
+            store(out + 64 * w * apart + t * step, sums[w * tokens + t])

@@ -37,9 +37,9 @@ def in_vectors(bits, matrix, blocks, x, last, out, step):  # type: ignore[no-unt
     for block in range(blocks):
         for t in range(last):
             if bits == 4:
-                codes(4, 1, matrix, block, x, t, out + 64 * block + t * step, step)
+                codes(4, 1, 1, matrix, block, 0, x, t, out + 64 * block + t * step, step)
             else:
-                codes(8, 1, matrix, block, x, t, out + 64 * block + t * step, step)
+                codes(8, 1, 1, matrix, block, 0, x, t, out + 64 * block + t * step, step)
 
 
 def padded(inputs: Inputs) -> list[torch.Tensor]:
