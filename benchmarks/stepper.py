@@ -18,6 +18,7 @@ from typing import Any
 import roofline
 import torch
 
+from qnext.engine.sampler import likeliest
 from qnext.kernels.packed import Packed
 from qnext.model.layers import Routing
 from qnext.model.network import Network
@@ -56,7 +57,7 @@ class Stepper:
         lengths, contexts = [length] * self.count, [self.context] * self.count
         packing = Packing.cached(lengths, contexts, self.pages, list(range(self.count)), PAGE)
         hidden = self.network(ids, packing, self.state, routing)
-        self.network.logits(hidden[length - 1 :: length]).argmax(-1)
+        likeliest(self.network.logits(hidden[length - 1 :: length]))
         self.context += length
         return time.perf_counter() - begun
 

@@ -1,7 +1,7 @@
 """Dot products of packed rows, 16 a block, with a few tokens: the innermost loops of every matrix product.
 
 Called by `linear` and `experts`, which say which rows and tokens. Weights are read once for up to eight
-tokens. One token may take several blocks side by side, far apart: memory gives several streams sooner than
+tokens. One or two take several blocks side by side, far apart: memory gives several streams sooner than
 one, and additions need not wait for each other. A row's sums are added in the same order in any company, so
 that its result is the same to the bit. `bits`, `coded`, `tokens` and `wide` are literal integers: what is
 made of them is compiled by itself.
@@ -42,7 +42,7 @@ from .tiles import USED, tiles
 AHEAD = 8192  # bytes that are asked for before they are read, where there is enough to do meanwhile: with few
 FEW = 1  # token the processor looks far enough ahead by itself, and asking is in its way
 IN_PAIRS, EIGHTS = isa.level() == "avx2", isa.many_registers()
-WIDE = 4  # blocks side by side
+WIDE, NARROWER = 4, 2  # blocks side by side, of one token and of two
 
 
 @inline
@@ -155,9 +155,9 @@ def floats(bits, tokens, wide, matrix, block, apart, x, first, out, step):  # ty
 
 @inline
 def at_once(tokens, blocks):  # type: ignore[no-untyped-def]
-    """How many of some blocks `dot` is best asked for at a time: for one token all, to be taken side by side;
-    else one, whose weights the next tokens find in the cache."""
-    return max(1, blocks) if tokens == 1 else 1
+    """How many of some blocks `dot` is best asked for at a time: for one or two tokens all, to be taken side by
+    side; else one, whose weights the next tokens find in the cache."""
+    return max(1, blocks) if tokens <= 2 else 1
 
 
 def dot(bits, coded, matrix, block, blocks, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
@@ -179,11 +179,15 @@ def _dot(bits, coded, matrix, block, blocks, x, first, last, out, step, desk):  
 
     def by_eights(bits, coded, matrix, block, blocks, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
         begin = 0
-        if streams and last - first == 1:
-            apart = blocks // WIDE
+        if streams and last - first <= 2:
+            wide = WIDE if last - first == 1 else NARROWER
+            apart = blocks // wide
             for b in range(apart):
-                product(bits, 1, WIDE, matrix, block + b, apart, x, first, out + 64 * b, step)
-            begin = WIDE * apart
+                if last - first == 1:
+                    product(bits, 1, WIDE, matrix, block + b, apart, x, first, out + 64 * b, step)
+                else:
+                    product(bits, 2, NARROWER, matrix, block + b, apart, x, first, out + 64 * b, step)
+            begin = wide * apart
         for b in range(begin, blocks):
             t, to = first, out + 64 * b
             if in_tiles:

@@ -113,7 +113,7 @@ def mix(
         workspace.address("experts.sums", 4 * pairs * groups),
     )
     block, desks = min(BLOCK, tokens), 0
-    head = 64 * max(2 * block, 2 * inner, outer)  # of products; then rows, their scales and sums
+    head = 64 * max(2 * block, 4 * inner, 2 * outer)  # of products; then rows, their scales and sums
     room = head + (block + SPARE) * inputs.width * (2 if coded else 4)
     if coded and tiled(pairs):
         desks = workspace.address("tiles", threads * DESK)
