@@ -155,8 +155,8 @@ def floats(bits, tokens, wide, matrix, block, apart, x, first, out, step):  # ty
 
 @inline
 def at_once(tokens, blocks):  # type: ignore[no-untyped-def]
-    """How many of some blocks `dot` is best asked for at a time: for one or two tokens all, to be taken side by
-    side; else one, whose weights the next tokens find in the cache."""
+    """How many of some blocks `dot` is best asked for together: for one or two tokens all, to be taken side
+    by side; else one, whose weights the next tokens find in the cache."""
     return max(1, blocks) if tokens <= 2 else 1
 
 
