@@ -33,7 +33,6 @@ UNSURE = 0.1  # many more as its cost is less uncertain than so much, squared: l
 SURE = 2  # and so many times as seldom for one that is worse by what its cost is uncertain by, squared,
 SELDOM = 40  # but not more than so many times, nor than the square of `TRIALS` before the first look
 STAY = 1.01  # another one must be so many times as good as the best was: it takes a step or two to change.
-# To guess at all must be better than not to by what its cost is uncertain by: guesses are never to cost.
 NOISE = (0.1, 0.05)  # what a cost scatters by before any was compared, and the newest comparison's weight
 MIDDLE = 1.5  # a deviation of the scatter in mean distances from the middle, about
 STILL = 0.1  # a look counts if the usual choice takes as long after it as before it, but for so much
@@ -174,9 +173,7 @@ class Pace:
             return self._try(level)
         tokens = list(accumulate((1.0, *accumulate(self.right, mul))))  # that a round is worth
         gains = [tokens[k] / level.costs[k] for k in choices]
-        sure = [gains[k] * (1 - level.uncertainty(k) if k else 1) for k in choices]
-        sure[level.usual] *= STAY
-        best = level.usual = max(choices, key=lambda k: sure[k])
+        best = level.usual = max(choices, key=lambda k: gains[k] * (STAY if k == level.usual else 1))
         seldom = [1.0] * len(choices)
         for k in choices:
             unsure, most = level.uncertainty(k), SELDOM if level.counts[k] > TRIALS else TRIALS**2

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
+import numpy as np
 import pytest
 
-from qnext.kernels.cpu import isa, jit
+from qnext.kernels.cpu import isa, jit, simd
 
 
 def test_the_folder_differs_by_level_sources_and_numba(
@@ -57,3 +59,19 @@ def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
     (before, folder), (after, same) = lines
     assert (before, after) == ("0", "1") and folder == same
     assert [path for path in Path(folder).rglob("*") if path.suffix == ".nbc"]
+
+
+@numba.njit
+def add(p: int, out: int) -> None:
+    sums = simd.registers_f32(2)
+    for i in range(2):
+        sums[i] = simd.load(p + 64 * i)
+    simd.store(out, sums[0] + sums[1])
+
+
+def test_what_a_kernel_puts_down_lies_in_lines_of_its_own() -> None:
+    numbers, out = np.arange(32, dtype=np.float32), np.zeros(16, np.float32)
+    add(numbers.ctypes.data, out.ctypes.data)
+    assert out.tolist() == [float(16 + 2 * i) for i in range(16)]
+    (compiled,) = add.inspect_llvm().values()
+    assert "alignstack=64" in compiled

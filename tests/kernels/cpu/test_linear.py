@@ -15,6 +15,8 @@ SHAPES = (  # rows, columns, tokens, group; the last three in tiles, where there
     (48, 96, 1, 32),
     (33, 256, 7, 32),
     (80, 160, 15, 32),
+    (176, 96, 1, 32),  # several blocks side by side, and some more
+    (112, 96, 2, 32),
     (16, 64, 300, 32),
     (33, 128, 277, 64),
     (16, 2112, 21, 64),
