@@ -278,3 +278,12 @@ def test_a_machine_that_is_slow_at_times_does_not_mislead() -> None:
             pace.judged(k, next((j for j in range(k) if random.random() >= world.chance[j]), k))
     best = max(range(4), key=lambda k: world.fixed(k, 5000, 0))
     assert chosen[500:].count(best) > 0.75 * len(chosen[500:])
+
+
+def test_a_guess_that_is_a_little_better_is_made_though_its_cost_is_uncertain() -> None:
+    pace = Pace(1)
+    level = pace._level(2)
+    level.believe([1.0, 1.6])
+    pace.right = [0.68]  # 1.68 tokens a round of 1.6
+    assert level.uncertainty(1) > 1.68 / 1.6 - 1
+    assert pace.choose(2) == 1
