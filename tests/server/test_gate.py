@@ -26,6 +26,12 @@ from .test_app import CHAT, NATIVE, SSE, chat, frames, native
 PARSERS = ("h11", "httptools")
 
 
+@pytest.fixture(autouse=True)
+def in_one_minute(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens are counted by the minutes of a clock, and a new one may begin between any two requests."""
+    monkeypatch.setattr(live.admission.limits, "_clock", lambda: 1_795_600_010.0)
+
+
 def limited(live: Live, **limits: int | None) -> tuple[int, dict[str, str]]:
     """A key of its own with these limits: its number and its header."""
     key, secret = live.keys.create("limited", **limits)
