@@ -84,7 +84,7 @@ class Player:
     def play(self, until: int) -> Turn:
         """Go on to so many tokens in all. Others' turns are no part of the round that they fell into."""
         before, begun = self.tokens, time.perf_counter()
-        self._steps._rounds._begun += begun - self._ended
+        self._steps._guesser._rounds._begun += begun - self._ended
         while self.tokens < until:
             told = self._steps.step()
             deliver(told)

@@ -69,6 +69,11 @@ class Head:
             self._hand_out()
             self._read_waiting([], [span[0] for span in spans] if much else [])
 
+    def note_newest(self, step: Step, spans: list[Span]) -> None:
+        """The same while it rests and will not be asked for long: of the past nothing is kept."""
+        self._recent.clear()
+        self._recent.append((step.hidden, spans))
+
     def remember(self, sequence: Sequence) -> None:
         """Put its last hidden state beside the other states of its slot, before they are stored."""
         found = self._newest(sequence)

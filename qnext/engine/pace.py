@@ -26,7 +26,8 @@ LONGER, MORE = 0.5, 6  # and as many more as it is so much worse by, up to some:
 # the more in need of measuring it is, and to wake the head has cost more than a step
 HELD = 8  # steps that the best choice is held before it is thought over,
 NEAR = 3  # of which so many last ones are measured: to measure costs something too
-BEFORE = 16  # steps before a look that are measured where those before were not
+BEFORE = 32  # steps before a look that are measured where those before were not, and not rested in: the
+# head then knows of as many hidden states as it ever keeps when it rests
 AFTER = 3  # rounds of the usual choice after which a look is held against it
 LOOK = 16  # steps, for each choice, between two looks at another one that may be as good as the best; as
 UNSURE = 0.1  # many more as its cost is less uncertain than so much, squared: less can be won by it;
@@ -124,6 +125,7 @@ class Pace:
         self._passed = 0  # steps since it was made
         self._calm = 0  # and how many may pass until there is a reason to think it over, at its own level
         self._place: Level | None = None
+        self._settled = 0  # the number of answers that it was last thought over for
         self._steady = False  # whether it was that of the step before too
         self._moved = False  # whether the one before it was another
 
@@ -135,7 +137,7 @@ class Pace:
         self._answers, self._most = answers, max(self._most, answers)
         self._steady = True
         if self._left <= 0:  # not for fewer answers at once: an end makes room for another
-            level, self._most = self._level(self._most), answers
+            level, self._settled, self._most = self._level(self._most), self._most, answers
             if self._passed < self._calm and level is self._place:
                 self._left = HELD
             else:
@@ -143,6 +145,13 @@ class Pace:
                 self._steady = k == self._last
                 self._moved, self._last, self._passed = not self._steady, k, 0
         return self._last
+
+    def rest(self, answers: int) -> bool:
+        """Whether the next step makes no guesses and a look is far, so that `choose` need not be asked."""
+        if answers != self._settled or not self._calm or self.listens:
+            return False
+        self._passed += 1
+        return True
 
     @property
     def listens(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .reports import reports
+from .request import Output
 from .runner import Runner
 from .sequence import Sequence
 
@@ -30,3 +31,11 @@ def report_prompt(runner: Runner, sequence: Sequence, hidden_TH: Tensor) -> None
             raise ValueError("the model gave scores that are not finite")
         tokens = list(sequence.request.prompt[done + 1 : last + 1])
         sequence.prompt_reports += reports(scores, tokens, [count] * len(tokens))
+
+
+def with_reports(sequence: Sequence, output: Output) -> Output:
+    """The first output also tells of the prompt, if that was asked for."""
+    if sequence.request.sampling.prompt_logprobs is None or sequence.prompt_told:
+        return output
+    sequence.prompt_told = True
+    return output._replace(prompt_logprobs=tuple(sequence.prompt_reports))

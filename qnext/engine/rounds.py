@@ -21,6 +21,13 @@ class Rounds:
         self._asked: list[Sequence] = []  # for whom the last choice was made
         self._count, self._begun = 0, 0.0
 
+    def rest(self, answers: int) -> bool:
+        """Whether there is nothing to choose or to measure now, for so many answers, nor soon."""
+        if not self._pace.rest(answers):
+            return False
+        self._asked = []  # what comes next has not begun with this choice
+        return True
+
     def choose(self, pieces: list[Piece], guessing: list[Sequence]) -> int:
         """How many guesses to make now for each of `guessing`; `pieces` are what was just computed."""
         now = time.perf_counter()

@@ -16,17 +16,15 @@ from qnext.model.network import Network
 from .ahead import rows_after
 from .cache import PrefixCache
 from .config import SPARE_SLOTS, EngineConfig
-from .drafting import LookupDrafter, MTPDrafter
-from .head import Head, Span
+from .guesser import Guesser
+from .head import Head
 from .keeper import Keeper
-from .pace import Pace
 from .pages import Pages
 from .plan import Fetch, Move, Piece, Plan
 from .pool import Pool
-from .prompt_reports import report_prompt
+from .prompt_reports import report_prompt, with_reports
 from .reports import logprobs
 from .request import FinishReason, Output, TokenLogprob
-from .rounds import Rounds
 from .runner import Runner, Step
 from .sampler import Row, sample
 from .scheduler import Scheduler
@@ -66,10 +64,7 @@ class Steps:
         self._keeper = Keeper(
             self.runner, self.head, self.cache, self.tier, self.spare, config.checkpoint_stride
         )
-        self._mtp = MTPDrafter(self.runner, self.head) if self.head else None
-        self._lookup = LookupDrafter()
-        self._advanced: list[Span] = []  # what the step has computed
-        self._rounds = Rounds(Pace(config.drafts, fixed=config.fixed_drafts))
+        self._guesser = Guesser(self.runner, self.head, self._keeper, config)
         self._count = Counters()
 
     def step(self) -> Told:
@@ -122,12 +117,8 @@ class Steps:
         self.spare.give([slot for each in plan.pieces if each.sequence in lost for _, slot in each.saves])
         if not pieces:
             return
-        if self.head is not None:
-            for piece in pieces:
-                if piece.sequence.restored:
-                    self.head.recall(piece.sequence)
+        self._guesser.begin(pieces)
         step = self.runner.run(pieces)
-        self._advanced = []
         chosen = self._choose(pieces, step)
         ended: dict[Stream, tuple[Sequence, Output]] = {}
         for piece, start, choices in zip(pieces, step.starts, chosen, strict=True):
@@ -223,7 +214,7 @@ class Steps:
         if sequence.request.sampling.prompt_logprobs is not None:
             report_prompt(self.runner, sequence, step.hidden[start : start + piece.length])
         self._advance(piece, step, start, max(0, len(told) - 1))
-        return _with_reports(sequence, Output.joined(told)) if told else None
+        return with_reports(sequence, Output.joined(told)) if told else None
 
     def _advance(self, piece: Piece, step: Step, start: int, right: int) -> None:
         """Note what is computed now: the piece, and so many drafts that were right."""
@@ -237,37 +228,22 @@ class Steps:
             sequence.worked += len(piece.drafts)
             sequence.drafted += len(piece.drafts)
             sequence.accepted += right
-        self._rounds.judged(sequence, right)
-        self._advanced.append((sequence, sequence.unread, start, count, sequence.computed))
+        self._guesser.advanced(sequence, start, count, right)
         if sequence.request.routed_experts:
             sequence.routed.append(step.experts[start : start + count])
 
     def _look_ahead(self, pieces: list[Piece], step: Step, ended: dict[Stream, Sequence]) -> None:
-        """Show the MTP head what it must know by now, guess, and keep states where they are wanted."""
-        alive = [piece for piece in pieces if piece.sequence.slot is not None]
-        going = [piece for piece in alive if piece.sequence.stream not in ended]
-        guessing = [s for s in (p.sequence for p in going) if s.pending == 1 < s.room and not s.plain]
-        count, hidden = self._rounds.choose(pieces, guessing), None
-        if self.head is not None and self._advanced:
-            self.head.note(step, self._advanced, unasked=bool(guessing) and not count)
-        if self.head is not None and (count or not self.head.resting):
-            guessing = self.head.able(guessing) if count else []
-            due = self._keeper.unread([p for p in alive if p.sequence not in guessing], ended)
-            hidden = self.head.absorb(guessing, due) if guessing or due else None
-        for each in guessing if count else ():
-            each.asked = count
-        if self._mtp is None and count:
-            self._lookup.draft(guessing, count)
-        elif self._mtp is not None and count and hidden is not None:
-            self._mtp.draft(guessing, count, hidden)
-        for piece in alive:
-            self._keeper.keep(piece, ended=piece.sequence.stream in ended)
+        """Guess, and keep states where they are wanted."""
+        self._guesser.guess(pieces, step, ended)
+        for piece in pieces:
+            if piece.sequence.slot is not None:
+                self._keeper.keep(piece, ended=piece.sequence.stream in ended)
 
     def _recover(self, plan: Plan, told: Told, error: Exception) -> None:
         """A step has failed: whoever was alone in it ends, the others are computed anew, each alone until it
         is as far again. What they have been told stays."""
         log.exception("a step of %d requests failed", len(plan.pieces))
-        self._rounds.forget()
+        self._guesser.forget()
         for piece in plan.pieces:
             sequence = piece.sequence
             self.spare.give([slot for _, slot in piece.saves if slot in self.spare.out])
@@ -286,14 +262,6 @@ class Steps:
         self.scheduler.release(sequence)
         self._count.ended(facts, output.finish_reason, len(sequence.request.prompt), sequence.generated)
         return sequence.stream, output._replace(facts=facts, cached_tokens=facts.cached_tokens)
-
-
-def _with_reports(sequence: Sequence, output: Output) -> Output:
-    """The first output also tells of the prompt, if that was asked for."""
-    if sequence.request.sampling.prompt_logprobs is None or sequence.prompt_told:
-        return output
-    sequence.prompt_told = True
-    return output._replace(prompt_logprobs=tuple(sequence.prompt_reports))
 
 
 def _failure(error: Exception) -> Output:

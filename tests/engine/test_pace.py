@@ -34,11 +34,12 @@ class World:
             return cost * random.uniform(0.9, 1.1) * (5 if random.random() < 0.01 else 1)
 
         for _ in range(steps):
-            k = pace.choose(self.answers)
+            resting = pace.rest(self.answers)
+            k = 0 if resting else pace.choose(self.answers)
             chosen.append(k)
             work = scattered(self.base + self.each * self.answers * (k + 1))
             guess = scattered(self.first + self.each_guess * k) if k else 0.0
-            if pace.listens:
+            if pace.listens and not resting:
                 pace.took(self.answers, k, work + guess)
             time += work + guess
             for _ in range(self.answers):
@@ -225,21 +226,35 @@ def test_only_a_round_that_is_far_faster_is_believed_at_once(took: float, believ
 def test_where_nothing_is_guessed_it_hardly_listens_and_hardly_thinks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pace, world, listened, thought = Pace(3), WORLDS["guesses are dear"], list[bool](), list[int]()
-    decide, choose = Pace._decide, Pace.choose
-    monkeypatch.setattr(Pace, "_decide", lambda *given: (thought.append(len(listened)), decide(*given))[1])
-    monkeypatch.setattr(Pace, "choose", lambda pace, n: (choose(pace, n), listened.append(pace.listens))[0])
+    pace, world, listened, rested, thought = Pace(3), WORLDS["guesses are dear"], [], [], list[int]()
+    decide, rest = Pace._decide, Pace.rest
+
+    def resting(pace: Pace, answers: int) -> bool:
+        listened.append(pace.listens)
+        rested.append(rest(pace, answers))
+        return rested[-1]
+
+    monkeypatch.setattr(Pace, "_decide", lambda *given: (thought.append(len(rested)), decide(*given))[1])
+    monkeypatch.setattr(Pace, "rest", resting)
     world.run(pace, 2000)
-    del listened[:], thought[:]
+    del listened[:], rested[:], thought[:]
     _, chosen = world.run(pace, 4000)
     assert any(chosen) and chosen.count(0) > 0.98 * len(chosen)
-    assert sum(listened) < 0.2 * len(listened) and len(thought) < len(listened) / HELD / 3
-    before = [
-        listened[i - BEFORE : i] for i, k in enumerate(chosen) if k and not chosen[i - 1] and i > BEFORE
-    ]
-    assert all(
-        sum(each) >= BEFORE / 2 for each in before
-    )  # so that each look has something to be held against
+    assert sum(rested) > 0.7 * len(rested) and len(thought) < len(rested) / HELD / 3
+    assert not any(listen and rest for listen, rest in zip(listened, rested, strict=True))
+    looks = [i for i, k in enumerate(chosen) if k and not chosen[i - 1] and i > BEFORE]
+    for look in looks:  # each has something to be held against, and the head knows what there was before it
+        assert sum(listened[look - BEFORE : look]) >= BEFORE / 2 and not any(rested[look - BEFORE + 1 : look])
+
+
+def test_it_does_not_rest_for_another_number_of_answers() -> None:
+    pace = Pace(3)
+    WORLDS["guesses are dear"].run(pace, 3000)
+    answers = WORLDS["guesses are dear"].answers
+    while not pace.rest(answers):
+        pace.choose(answers)
+    assert not pace.rest(answers + 1) and pace.rest(answers)
+    assert not Pace(3, fixed=True).rest(1)
 
 
 def test_more_answers_are_thought_over_however_long_the_choice_was_to_stand() -> None:

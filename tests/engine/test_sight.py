@@ -69,7 +69,11 @@ def test_a_head_that_rests_looks_only_at_what_it_has_read(
     def choose(rounds: Rounds, pieces: list[Piece], guessing: list[Sequence]) -> int:
         return rounds._pace.most if guessing and dice.random() < 0.3 else 0
 
-    absorb = Head.absorb
+    def rest(rounds: Rounds, answers: int) -> bool:
+        rested.append(dice.random() < 0.5)
+        return rested[-1]
+
+    rested, absorb = list[bool](), Head.absorb
 
     def checking(head: Head, guessing: list[Sequence], others: list[Sequence]) -> Any:
         answer = absorb(head, guessing, others)
@@ -80,8 +84,10 @@ def test_a_head_that_rests_looks_only_at_what_it_has_read(
 
     monkeypatch.setattr(heads, "RECENT", 2)
     monkeypatch.setattr(Rounds, "choose", choose)
+    monkeypatch.setattr(Rounds, "rest", rest)
     monkeypatch.setattr(Head, "absorb", checking)
     for seed in range(chunk * 12, chunk * 12 + 12):
         assert run(Program.of(seed), tmp_path / str(seed)) is None
     assert max(off for _, off in checked) < 1e-4
+    assert sum(rested) > 10
     assert len(checked) > 10 and sum(begin > 0 for begin, _ in checked) > 1  # it had rested
