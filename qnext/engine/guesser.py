@@ -17,6 +17,8 @@ from .runner import Runner, Step
 from .sequence import Sequence
 from .stream import Stream
 
+MOST = 0.75  # of the answers are to be guessed for, or what the round takes says nothing of guesses
+
 
 class Guesser:
     """Guesses by the head, if there is one."""
@@ -52,7 +54,10 @@ class Guesser:
         if self._head is not None and self._advanced:
             self._head.note(step, self._advanced, unasked=bool(guessing) and not count)
         if self._head is not None and (count or not self._head.resting):
-            guessing = self._head.able(guessing) if count else []
+            able = self._head.able(guessing) if count else []
+            if count and len(able) < MOST * len(guessing):
+                self._rounds.forget()
+            guessing = able
             due = self._keeper.unread([p for p in alive if p.sequence not in guessing], ended)
             hidden = self._head.absorb(guessing, due) if guessing or due else None
         for each in guessing if count else ():
@@ -63,7 +68,7 @@ class Guesser:
             self._mtp.draft(guessing, count, hidden)
 
     def forget(self) -> None:
-        """A step has failed."""
+        """A step has failed: what it took says nothing."""
         self._rounds.forget()
 
     def _rests(self, pieces: list[Piece], step: Step) -> bool:

@@ -48,5 +48,5 @@ class Rounds:
             sequence.asked = 0
 
     def forget(self) -> None:
-        """A step has failed."""
+        """What this round takes says nothing of its choice."""
         self._asked = []

@@ -29,6 +29,13 @@ ROWS = [  # lengths, contexts
     ((150, 2, 70), (530, 17, 0)),
     ((60, 1), (2020, 2047)),  # a piece over more keys than are in panels at once
 ]
+CASES = [  # the longest, where heads are wide, of one dtype: it takes much memory
+    (shape, dtype, *row)
+    for shape in SHAPES
+    for dtype in (BF16, FP32, INT8)
+    for row in ROWS
+    if row is not ROWS[-1] or shape is not SHAPES[0] or dtype == BF16
+]
 Shape = tuple[int, int, int, int]
 Cache = tuple[Tensor, Tensor]
 
@@ -84,7 +91,7 @@ class Case:
         places = torch.randperm(sum(needs) + 3, generator=rng).tolist()
         pages = [[places.pop() for _ in range(need)] for need in needs]
         row = Packing.cached(lengths, contexts, pages, range(len(lengths)), page_size, first=first)
-        memory = without_numbers((sum(needs) + 3, 3, 2, page_size, *shape[1:3]), dtype)
+        memory = without_numbers((sum(needs) + 3, 2, 2, page_size, *shape[1:3]), dtype)
         for held, context in zip(pages, contexts, strict=True):
             at = torch.arange(first, context)
             cells = stored(torch.randn(len(at), 2, *shape[1:3], generator=rng), dtype)
@@ -111,7 +118,7 @@ class Case:
         if self.cache is None:
             return self
         pages, *cells = self.cache[0].shape
-        memory = torch.zeros((pages, 3, 2, *cells), dtype=self.cache[0].dtype)
+        memory = torch.zeros((pages, 2, 2, *cells), dtype=self.cache[0].dtype)
         memory[:, 1, 0], memory[:, 1, 1] = self.cache
         return replace(self, cache=(memory[:, 1, 0], memory[:, 1, 1]))
 
@@ -171,9 +178,7 @@ class Case:
         assert (found - wanted).norm() < limit * wanted.norm()
 
 
-@pytest.mark.parametrize("lengths,contexts", ROWS, ids=str)
-@pytest.mark.parametrize("dtype", [BF16, FP32, INT8], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape,dtype,lengths,contexts", CASES, ids=str)
 def test_equals_the_reference(
     shape: Shape, dtype: torch.dtype, lengths: tuple[int, ...], contexts: tuple[int, ...]
 ) -> None:

@@ -14,7 +14,8 @@ import pytest
 from qnext.kernels.cpu import isa
 
 HERE = Path(__file__)
-ONCE = {HERE.name, "test_isa.py", "test_jit.py", "test_pairs.py"}  # of no level
+OTHERS = ("isa", "jit", "pairs", "team", "threads", "workspace")  # the same on all levels
+ONCE = {HERE.name, *(f"test_{name}.py" for name in OTHERS)}
 FILES = sorted(path.name for path in HERE.parent.glob("test_*.py") if path.name not in ONCE)
 LOWER = [level for level in isa.LEVELS if level != isa.level() and isa.has(level)]
 # Files of which a level makes something else than the one below it; where nothing stands, all of them.
