@@ -2,16 +2,17 @@
 
     python benchmarks/speculation.py [MODEL] [seconds] [batch …]
 
-Engines answer the same prompts, each with as many answers as the batch has places, on the same weights in
-memory, as where these lie moves a small model's speed by several per cent. So does where an engine's own
-memory lies: there are two engines of each kind, the second ones made in the opposite order. They take turns
-of a few tokens for each answer, a fifth of a second or more, and so are always at the same place of the same
-texts: a shared machine's speed swings by half within seconds, and some texts are guessed twice as well as
-others. Shorter turns are more about what each finds in the caches after nine others than about guesses. Their
-order is drawn anew each time. Prints one JSON line a batch size, after `seconds` of rounds of turns: tokens
-of all turns over their seconds, and what `adaptive` reaches of the best fixed number. The best of several
-noisy figures is good by luck too: `adaptive_over_best_apart` is held against the number that the other half
-of the rounds finds best, and `apart_within` says where it lies in nine of ten resamplings of the rounds.
+Engines have rehearsed, as a server's do before the first request. They answer the same prompts, each with as
+many answers as the batch has places, on the same weights in memory, as where these lie moves a small model's
+speed by several per cent. So does where an engine's own memory lies: there are two engines of each kind, the
+second ones made in the opposite order. They take turns of a few tokens for each answer, a fifth of a second
+or more, and so are always at the same place of the same texts: a shared machine's speed swings by half within
+seconds, and some texts are guessed twice as well as others. Shorter turns are more about what each finds in
+the caches after nine others than about guesses. Their order is drawn anew each time. Prints one JSON line a
+batch size, after `seconds` of rounds of turns: tokens of all turns over their seconds, and what `adaptive`
+reaches of the best fixed number. The best of several noisy figures is good by luck too:
+`adaptive_over_best_apart` is held against the number that the other half of the rounds finds best, and
+`apart_within` says where it lies in nine of ten resamplings of the rounds.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from statistics import mean, quantiles
 import torch
 
 from qnext import EngineConfig, SamplingParams
+from qnext.engine.rehearsal import rehearse
 from qnext.engine.request import Request
 from qnext.engine.sequence import Sequence
 from qnext.engine.steps import Steps
@@ -73,6 +75,7 @@ class Player:
         self._steps, self._asked, self._count = Steps(network, config, ""), cycle(asked), 0
         self.tokens = self.drafted = self.accepted = 0
         self._ended = 0.0
+        rehearse(self._steps, alone=lambda: True)
         for _ in range(config.max_sequences):
             self._add()
 
@@ -84,7 +87,7 @@ class Player:
     def play(self, until: int) -> Turn:
         """Go on to so many tokens in all. Others' turns are no part of the round that they fell into."""
         before, begun = self.tokens, time.perf_counter()
-        self._steps._guesser._rounds._begun += begun - self._ended
+        self._steps.guesser.rounds._begun += begun - self._ended
         while self.tokens < until:
             told = self._steps.step()
             deliver(told)

@@ -46,7 +46,7 @@ def _engine_config(options: Options) -> EngineConfig:
     from .engine.config import EngineConfig
 
     names = ("max_sequences", "max_length", "draft_tokens", "disk_cache", "batch_invariant")
-    given = {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name) for name in names} | {"rehearse": True}
     if options.cache_gib is not None:
         given["cache_bytes"] = int(options.cache_gib * 2**30)
     return EngineConfig(**{name: value for name, value in given.items() if value is not None})

@@ -107,7 +107,8 @@ def test_commands_run(command: str, tmp_path: Path) -> None:
     if words[0] == "train":
         if "--plan" not in words:
             write_corpus(tmp_path / "data")
-            words += ["schedule.steps=1", f"output={tmp_path / 'run'}", "data.tokens_per_batch=2048"]
+            words += ["schedule.steps=1", "schedule.accumulate=1", "data.tokens_per_batch=2048"]
+            words += [f"output={tmp_path / 'run'}"]
         words = [str(ROOT / word) if word.startswith("recipes/") else word for word in words]
     if words[0] == "eval":
         write_corpus(tmp_path / "data")

@@ -22,7 +22,8 @@ class EngineConfig:
     copies; the disk's survive a restart. `max_sequences` run at once, up to `max_waiting` more queue.
     `step_tokens` bounds the tokens of one forward, so that long prompts do not hold up running answers.
     `max_length` caps prompt + answer of a request (None: what the model was made for). Up to `draft_tokens`
-    are guessed ahead (0: none), as many as pays, or always so many with `fixed_drafts`. With
+    are guessed ahead (0: none), as many as pays, or always so many with `fixed_drafts`. With `rehearse`
+    it answers made-up requests until the first real one comes, so that none is slow for being first. With
     `batch_invariant` an answer does not depend, to the last bit, on what runs beside it: each sequence is
     computed by itself, with neither prefix cache nor guesses. Raises ValueError on nonsense, naming
     the field.
@@ -36,6 +37,7 @@ class EngineConfig:
     max_length: int | None = None
     draft_tokens: int = 3
     fixed_drafts: bool = False
+    rehearse: bool = False
     prefix_cache: bool = True
     checkpoint_stride: int = 2048
     host_cache_bytes: int = 0

@@ -26,6 +26,7 @@ from qnext.model.network import KVCache, Network, load_network
 from qnext.model.packed_network import Activations
 
 from .config import EngineConfig, native_length
+from .rehearsal import rehearse
 from .request import Output, Request
 from .sequence import Sequence
 from .stats import Stats
@@ -192,6 +193,8 @@ class Engine:
         if self._steps.runner.model.own_threads:
             leave_cores_to_kernels()
         try:
+            if self.config.rehearse:
+                rehearse(self._steps, alone=lambda: not (self._live or self._refreshes or self._closing))
             while self._take_news():
                 self._hand_out(self._steps.step())
         finally:  # even if this thread dies of a defect, no reader is left waiting

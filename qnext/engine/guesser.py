@@ -28,7 +28,7 @@ class Guesser:
         self._mtp = MTPDrafter(runner, head) if head else None
         self._lookup = LookupDrafter()
         self._advanced: list[Span] = []  # what the step has computed
-        self._rounds = Rounds(Pace(config.drafts, fixed=config.fixed_drafts))
+        self.rounds = Rounds(Pace(config.drafts, fixed=config.fixed_drafts))
 
     def begin(self, pieces: list[Piece]) -> None:
         """A step of these pieces is about to be made."""
@@ -40,7 +40,7 @@ class Guesser:
 
     def advanced(self, sequence: Sequence, start: int, count: int, right: int) -> None:
         """From a row on, the step's next `count` ones are the sequence's, with so many right guesses."""
-        self._rounds.judged(sequence, right)
+        self.rounds.judged(sequence, right)
         self._advanced.append((sequence, sequence.unread, start, count, sequence.computed))
 
     def guess(self, pieces: list[Piece], step: Step, ended: dict[Stream, Sequence]) -> None:
@@ -50,13 +50,13 @@ class Guesser:
         alive = [piece for piece in pieces if piece.sequence.slot is not None]
         going = [piece for piece in alive if piece.sequence.stream not in ended]
         guessing = [s for s in (p.sequence for p in going) if s.pending == 1 < s.room and not s.plain]
-        count, hidden = self._rounds.choose(pieces, guessing), None
+        count, hidden = self.rounds.choose(pieces, guessing), None
         if self._head is not None and self._advanced:
             self._head.note(step, self._advanced, unasked=bool(guessing) and not count)
         if self._head is not None and (count or not self._head.resting):
             able = self._head.able(guessing) if count else []
             if count and len(able) < MOST * len(guessing):
-                self._rounds.forget()
+                self.rounds.forget()
             guessing = able
             due = self._keeper.unread([p for p in alive if p.sequence not in guessing], ended)
             hidden = self._head.absorb(guessing, due) if guessing or due else None
@@ -69,12 +69,12 @@ class Guesser:
 
     def forget(self) -> None:
         """A step has failed: what it took says nothing."""
-        self._rounds.forget()
+        self.rounds.forget()
 
     def _rests(self, pieces: list[Piece], step: Step) -> bool:
         """Whether nothing need be known for guesses: none are made now, nor soon."""
         plain = len(step.hidden) == len(pieces) and (self._head is None or self._head.resting)
-        if not plain or not self._rounds.rest(len(pieces)):
+        if not plain or not self.rounds.rest(len(pieces)):
             return False
         if self._head is not None:
             self._head.note_newest(step, self._advanced)

@@ -167,6 +167,17 @@ class Pace:
         if self._steady and not self.fixed and self._level(answers).learn(k, seconds):
             self._calm = 0
 
+    def knows(self, answers: int) -> bool:
+        """Whether there is nothing that must be measured before the best choice is known."""
+        return self.fixed or not self.most or self._level(answers).known()
+
+    def adopt(self, other: Pace) -> None:
+        """Believe what another one has measured in peace, but nothing of what became of its guesses."""
+        for place, level in other._levels.items():
+            if level.known():
+                level.counts = [count + 1 for count in level.counts]  # a first look need not come soon
+                self._levels[place] = level
+
     def judged(self, proposed: int, accepted: int) -> None:
         """Of a run of guesses so many were accepted: the next one, if there was one, was wrong."""
         self._calm = 0

@@ -17,13 +17,13 @@ class Rounds:
     """Tells a pace what its choices have cost, and what became of the guesses."""
 
     def __init__(self, pace: Pace) -> None:
-        self._pace = pace
+        self.pace = pace
         self._asked: list[Sequence] = []  # for whom the last choice was made
         self._count, self._begun = 0, 0.0
 
     def rest(self, answers: int) -> bool:
         """Whether there is nothing to choose or to measure now, for so many answers, nor soon."""
-        if not self._pace.rest(answers):
+        if not self.pace.rest(answers):
             return False
         self._asked = []  # what comes next has not begun with this choice
         return True
@@ -31,10 +31,10 @@ class Rounds:
     def choose(self, pieces: list[Piece], guessing: list[Sequence]) -> int:
         """How many guesses to make now for each of `guessing`; `pieces` are what was just computed."""
         now = time.perf_counter()
-        heard = self._pace.listens and all([piece.length == 1 for piece in pieces])
+        heard = self.pace.listens and all([piece.length == 1 for piece in pieces])
         if heard and self._are_asked([piece.sequence for piece in pieces]):
-            self._pace.took(len(pieces), self._count, now - self._begun)
-        self._count = self._pace.choose(len(guessing)) if guessing else 0
+            self.pace.took(len(pieces), self._count, now - self._begun)
+        self._count = self.pace.choose(len(guessing)) if guessing else 0
         self._asked, self._begun = guessing, now
         return self._count
 
@@ -44,7 +44,7 @@ class Rounds:
     def judged(self, sequence: Sequence, right: int) -> None:
         """So many guesses of a sequence were right."""
         if sequence.asked:
-            self._pace.judged(sequence.asked, right)
+            self.pace.judged(sequence.asked, right)
             sequence.asked = 0
 
     def forget(self) -> None:

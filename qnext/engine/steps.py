@@ -64,8 +64,9 @@ class Steps:
         self._keeper = Keeper(
             self.runner, self.head, self.cache, self.tier, self.spare, config.checkpoint_stride
         )
-        self._guesser = Guesser(self.runner, self.head, self._keeper, config)
+        self.guesser = Guesser(self.runner, self.head, self._keeper, config)
         self._count = Counters()
+        self.rehearsing = False  # nothing is counted
 
     def step(self) -> Told:
         """One step -> what each reader is told."""
@@ -77,8 +78,9 @@ class Steps:
                 self._carry_out(plan, told)
             except Exception as error:
                 self._recover(plan, told, error)
-            self._count.steps += 1
-            self._count.step_seconds += time.perf_counter() - begun
+            if not self.rehearsing:
+                self._count.steps += 1
+                self._count.step_seconds += time.perf_counter() - begun
         return told
 
     def end(
@@ -117,7 +119,7 @@ class Steps:
         self.spare.give([slot for each in plan.pieces if each.sequence in lost for _, slot in each.saves])
         if not pieces:
             return
-        self._guesser.begin(pieces)
+        self.guesser.begin(pieces)
         step = self.runner.run(pieces)
         chosen = self._choose(pieces, step)
         ended: dict[Stream, tuple[Sequence, Output]] = {}
@@ -228,13 +230,13 @@ class Steps:
             sequence.worked += len(piece.drafts)
             sequence.drafted += len(piece.drafts)
             sequence.accepted += right
-        self._guesser.advanced(sequence, start, count, right)
+        self.guesser.advanced(sequence, start, count, right)
         if sequence.request.routed_experts:
             sequence.routed.append(step.experts[start : start + count])
 
     def _look_ahead(self, pieces: list[Piece], step: Step, ended: dict[Stream, Sequence]) -> None:
         """Guess, and keep states where they are wanted."""
-        self._guesser.guess(pieces, step, ended)
+        self.guesser.guess(pieces, step, ended)
         for piece in pieces:
             if piece.sequence.slot is not None:
                 self._keeper.keep(piece, ended=piece.sequence.stream in ended)
@@ -243,7 +245,7 @@ class Steps:
         """A step has failed: whoever was alone in it ends, the others are computed anew, each alone until it
         is as far again. What they have been told stays."""
         log.exception("a step of %d requests failed", len(plan.pieces))
-        self._guesser.forget()
+        self.guesser.forget()
         for piece in plan.pieces:
             sequence = piece.sequence
             self.spare.give([slot for _, slot in piece.saves if slot in self.spare.out])
@@ -260,7 +262,8 @@ class Steps:
         """Free what the sequence holds -> what its reader is told."""
         facts = sequence.facts()
         self.scheduler.release(sequence)
-        self._count.ended(facts, output.finish_reason, len(sequence.request.prompt), sequence.generated)
+        if not self.rehearsing:
+            self._count.ended(facts, output.finish_reason, len(sequence.request.prompt), sequence.generated)
         return sequence.stream, output._replace(facts=facts, cached_tokens=facts.cached_tokens)
 
 

@@ -141,7 +141,7 @@ def test_guesses_after_a_restored_beginning_equal_the_recursion_too() -> None:
 def test_guesses_after_steps_without_any_equal_the_recursion_too() -> None:
     """While nothing is guessed, the head reads now and then; then it must know all."""
     with engine(draft_tokens=3) as made:
-        guesses, pace = Guesses(made), made._steps._guesser._rounds._pace
+        guesses, pace = Guesses(made), made._steps.guesser.rounds.pace
         watch = Watch(made)
         pace.choose = lambda answers: 3 if watch.steps % 7 == 0 else 0  # type: ignore[method-assign]
         tokens(made.submit(request(1, max_tokens=100)))

@@ -67,7 +67,7 @@ def test_a_head_that_rests_looks_only_at_what_it_has_read(
     dice, checked = Random(chunk), list[tuple[int, float]]()
 
     def choose(rounds: Rounds, pieces: list[Piece], guessing: list[Sequence]) -> int:
-        return rounds._pace.most if guessing and dice.random() < 0.3 else 0
+        return rounds.pace.most if guessing and dice.random() < 0.3 else 0
 
     def rest(rounds: Rounds, answers: int) -> bool:
         rested.append(dice.random() < 0.5)
