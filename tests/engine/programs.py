@@ -178,7 +178,7 @@ class Oracle:
     def __init__(self, made: Engine, lucky: float, seed: int) -> None:
         self.lucky, self.random = lucky, Random(seed)
         self.answers: dict[Stream, Text] = {}
-        drafter = made._steps._guesser._mtp
+        drafter = made._steps.guesser._mtp
         if drafter is not None:
             self.draft, drafter.draft = drafter.draft, self  # type: ignore[method-assign, assignment]
 

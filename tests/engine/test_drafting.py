@@ -61,7 +61,7 @@ class Guesses:
     found: list[tuple[list[int], list[int], Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        drafter: Any = self.made._steps._guesser._mtp
+        drafter: Any = self.made._steps.guesser._mtp
         self.draft, drafter.draft = drafter.draft, self
 
     def __call__(self, sequences: list[Sequence], count: int, hidden: Tensor) -> None:

@@ -106,7 +106,10 @@ FAULTS = [
 ]
 
 
+LIKELY = (5, 6, 15, 23)  # programs in which each of these was found before
+
+
 @pytest.mark.parametrize("plant", FAULTS)
 def test_a_planted_fault_is_found(plant: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    assert any(run(Program.of(seed), tmp_path / str(seed)) for seed in range(60))
+    assert any(run(Program.of(seed), tmp_path / str(seed)) for seed in (*LIKELY, *range(60)))

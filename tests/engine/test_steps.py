@@ -194,7 +194,7 @@ def test_a_guess_that_is_not_finite_hurts_nobody() -> None:
     model = copy.deepcopy(MODEL)
     model.embed_tokens.weight[POISON] = float("nan")
     with engine(model, fixed_drafts=True, draft_tokens=3) as made:
-        drafter: Any = made._steps._guesser._mtp
+        drafter: Any = made._steps.guesser._mtp
         draft = drafter.draft
 
         def poisoned(sequences: list[Sequence], count: int, hidden: Tensor) -> None:

@@ -8,7 +8,6 @@ its result is the same to the bit whoever runs beside it, however many threads t
 from __future__ import annotations
 
 from array import array
-from functools import cache
 from typing import NamedTuple
 
 import numba
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..packed import ROWS, Packed
 from .activations import silu
-from .dot import at_once, dot
+from .dot import at_once, code_of, dot
 from .inputs import Inputs, quantise_row
 from .jit import inline, reader
 from .linear import Matrix
@@ -138,8 +137,10 @@ def mix(
         residual_TH.data_ptr(),
         out_TH.data_ptr(),
         desks,
+        code_of(down.bits, coded).address,
+        coded,
     )
-    workspace.run(_mixture(down.bits, coded), array("q", numbers), threads)
+    workspace.run(mixture, array("q", numbers), threads)
     return out_TH
 
 
@@ -236,7 +237,7 @@ choosing = Task(choose_rows, sort_pairs)
 class Mixing(NamedTuple):
     """A call of `mix`: the inputs as `dot.dot` takes them, then what goes between the two products (in codes
     or as `floats`), the `Choice`, both matrices without and with the experts' addresses, sizes and
-    memory."""
+    memory, and the products' code."""
 
     width: int
     rows: int
@@ -270,13 +271,17 @@ class Mixing(NamedTuple):
     residual: int
     out: int
     desks: int
+    code: int
+    coded: int
 
 
 read_mixing = reader(Mixing)
 
 
 @inline
-def gather(coded, groups, x, tokens, first, count, to):  # type: ignore[no-untyped-def]
+def gather(
+    coded: int, groups: int, x: tuple[int, int, int, int], tokens: int, first: int, count: int, to: int
+) -> tuple[int, int, int, int]:
     """The rows of `tokens[first : first + count]` side by side at `to` -> where they are, for `dot.dot`."""
     width, at, scales, sums = x
     size = width if coded else 4 * width
@@ -292,16 +297,16 @@ def gather(coded, groups, x, tokens, first, count, to):  # type: ignore[no-untyp
 
 
 @inline
-def widen(bits, coded, job, weight, begin, end, part):  # type: ignore[no-untyped-def]
+def widen(job: Mixing, weight: tuple[int, ...], begin: int, end: int, part: tuple[int, ...]) -> None:
     """silu(gate x) * (up x) for the pairs of one expert, in a thread's part of the columns, into `floats`."""
     low, high, here, desk = part
     x = (job.width, job.rows, job.row_scales, job.row_sums)
     for first in range(begin, end, job.block):
         count = min(job.block, end - first)
-        own = gather(coded, weight[3], x, job.pair_tokens, first, count, here + job.head)
+        own = gather(job.coded, weight[3], x, job.pair_tokens, first, count, here + job.head)
         some = at_once(count, high - low)
         for b in range(low, high, some):
-            dot(bits, coded, weight, 2 * b, 2 * some, own, 0, count, here, 128 * some, desk)
+            dot(job.code, weight, own, 2 * b, 2 * some, 0, count, here, 128 * some, desk)
             for i in range(count):
                 at, to = here + 128 * some * i, job.floats + 4 * (first + i) * job.mid_width + 64 * b
                 for c in range(some):
@@ -309,7 +314,7 @@ def widen(bits, coded, job, weight, begin, end, part):  # type: ignore[no-untype
 
 
 @inline
-def narrow(bits, coded, job, weight, begin, end, part):  # type: ignore[no-untyped-def]
+def narrow(job: Mixing, weight: tuple[int, ...], begin: int, end: int, part: tuple[int, ...]) -> None:
     """Add one expert's down products, weighted, to its tokens' rows of `out`, in a part of the columns."""
     low, high, here, desk = part
     mid = (job.mid_width, job.mid_codes, job.mid_scales, job.mid_sums)
@@ -317,7 +322,7 @@ def narrow(bits, coded, job, weight, begin, end, part):  # type: ignore[no-untyp
         last = min(first + job.block, end)
         some = at_once(last - first, high - low)
         for b in range(low, high, some):
-            dot(bits, coded, weight, b, some, mid, first, last, here, 64 * some, desk)
+            dot(job.code, weight, mid, b, some, first, last, here, 64 * some, desk)
             for p in range(first, last):
                 at, to = (
                     here + 64 * some * (p - first),
@@ -336,45 +341,42 @@ def share_of(job: Mixing, blocks: int, thread: int, threads: int) -> tuple[int, 
     return blocks * thread // threads, blocks * (thread + 1) // threads, here, desk
 
 
-@cache
-def _mixture(bits: int, coded: bool) -> Task:
-    """For one kind of weights and of inputs."""
+def widen_all(address: int, thread: int, threads: int) -> None:
+    job = read_mixing(address)
+    part = share_of(job, job.inner, thread, threads)
+    take_unit(job.desks)
+    for e in range(job.experts):
+        begin, end, at = word(job.begins + 8 * e), word(job.begins + 8 * e + 8), job.up_at + 16 * e
+        if begin < end:
+            weight = (word(at), word(at + 8), job.up_size, job.up_groups, job.up_group)
+            widen(job, weight, begin, end, part)
+    leave_unit(job.desks)
 
-    def widen_all(address, thread, threads):  # type: ignore[no-untyped-def]
-        job = read_mixing(address)
-        part = share_of(job, job.inner, thread, threads)
-        take_unit(job.desks)
-        for e in range(job.experts):
-            begin, end, at = word(job.begins + 8 * e), word(job.begins + 8 * e + 8), job.up_at + 16 * e
-            if begin < end:
-                weight = (word(at), word(at + 8), job.up_size, job.up_groups, job.up_group)
-                widen(bits, coded, job, weight, begin, end, part)
-        leave_unit(job.desks)
 
-    def round_all(address, thread, threads):  # type: ignore[no-untyped-def]
-        job = read_mixing(address)
-        for p in range(job.pairs * thread // threads, job.pairs * (thread + 1) // threads):
-            row, at = job.floats + 4 * p * job.mid_width, 4 * p * job.down_groups
-            for i in range(job.inner, job.mid_width // 16):
-                store(row + 64 * i, fill(np.float32(0)))
-            if coded:
-                codes = job.mid_codes + p * job.mid_width
-                quantise_row(
-                    row, job.mid_width, job.down_group, codes, job.mid_scales + at, job.mid_sums + at
-                )
+def round_all(address: int, thread: int, threads: int) -> None:
+    job = read_mixing(address)
+    for p in range(job.pairs * thread // threads, job.pairs * (thread + 1) // threads):
+        row, at = job.floats + 4 * p * job.mid_width, 4 * p * job.down_groups
+        for i in range(job.inner, job.mid_width // 16):
+            store(row + 64 * i, fill(np.float32(0)))
+        if job.coded:
+            codes = job.mid_codes + p * job.mid_width
+            quantise_row(row, job.mid_width, job.down_group, codes, job.mid_scales + at, job.mid_sums + at)
 
-    def narrow_all(address, thread, threads):  # type: ignore[no-untyped-def]
-        job = read_mixing(address)
-        part = share_of(job, job.outer, thread, threads)
-        take_unit(job.desks)
-        for t in range(job.tokens):
-            at = 64 * (t * job.outer + part[0])
-            copy(job.out + at, job.residual + at, 64 * (part[1] - part[0]))
-        for e in range(job.experts):
-            begin, end, at = word(job.begins + 8 * e), word(job.begins + 8 * e + 8), job.down_at + 16 * e
-            if begin < end:
-                weight = (word(at), word(at + 8), job.down_size, job.down_groups, job.down_group)
-                narrow(bits, coded, job, weight, begin, end, part)
-        leave_unit(job.desks)
 
-    return Task(widen_all, round_all, narrow_all)
+def narrow_all(address: int, thread: int, threads: int) -> None:
+    job = read_mixing(address)
+    part = share_of(job, job.outer, thread, threads)
+    take_unit(job.desks)
+    for t in range(job.tokens):
+        at = 64 * (t * job.outer + part[0])
+        copy(job.out + at, job.residual + at, 64 * (part[1] - part[0]))
+    for e in range(job.experts):
+        begin, end, at = word(job.begins + 8 * e), word(job.begins + 8 * e + 8), job.down_at + 16 * e
+        if begin < end:
+            weight = (word(at), word(at + 8), job.down_size, job.down_groups, job.down_group)
+            narrow(job, weight, begin, end, part)
+    leave_unit(job.desks)
+
+
+mixture = Task(widen_all, round_all, narrow_all)

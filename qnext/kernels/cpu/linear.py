@@ -7,7 +7,6 @@ addresses. Invariant: a row of the result depends on its own row of the input al
 from __future__ import annotations
 
 from array import array
-from functools import cache
 from typing import NamedTuple
 
 import numba
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..packed import ROWS, Packed
-from .dot import at_once, dot
+from .dot import at_once, code_of, dot
 from .inputs import Inputs, Source, float_bits, prepare_rows, prepare_share
 from .jit import reader
 from .simd import load, store
@@ -63,6 +62,7 @@ def linear(inputs: Inputs, weight: Matrix, out_TN: Tensor, *, add: Tensor | None
     numbers = (
         *(inputs.by_codes if coded else inputs.by_floats),
         *weight.address,
+        code_of(weight.bits, coded).address,
         tokens,
         weight.blocks,
         out_TN.data_ptr(),
@@ -72,7 +72,7 @@ def linear(inputs: Inputs, weight: Matrix, out_TN: Tensor, *, add: Tensor | None
         desks,
     )
     job, done = array("q", (*source, *numbers)), not source.x
-    inputs.workspace.run(_product(weight.bits, coded), job, weight.blocks, int(done))
+    inputs.workspace.run(product, job, weight.blocks, int(done))
     return out_TN
 
 
@@ -90,9 +90,9 @@ def normalise(x_TH: Tensor, norm: Tensor, eps: float, out_TH: Tensor, workspace:
 
 
 class Job(NamedTuple):
-    """A product, as compiled code sees it: the inputs and the matrix as `dot.dot` takes them, numbers of
-    tokens and of blocks of rows, addresses and bytes from row to row. `add` is 0 where nothing is added,
-    `desks` where no tiles are used."""
+    """A product, as compiled code sees it: the inputs, the matrix and the code as `dot.dot` takes them,
+    numbers of tokens and of blocks of rows, addresses and bytes from row to row. `add` is 0 where nothing is
+    added, `desks` where no tiles are used."""
 
     width: int
     rows: int
@@ -103,6 +103,7 @@ class Job(NamedTuple):
     size: int
     groups: int
     group: int
+    code: int
     tokens: int
     blocks: int
     out: int
@@ -115,28 +116,26 @@ class Job(NamedTuple):
 read_job, AFTER_SOURCE = reader(Job), 8 * len(Source._fields)
 
 
-@cache
-def _product(bits: int, coded: bool) -> Task:
-    """For one kind of weight and of input. Its job is a `Source`, then a `Job`."""
+def multiply(address: int, thread: int, threads: int) -> None:
+    """A thread's blocks of rows. The job is a `Source`, then a `Job`."""
+    job = read_job(address + AFTER_SOURCE)
+    x = (job.width, job.rows, job.row_scales, job.row_sums)
+    weight = (job.data, job.scales, job.size, job.groups, job.group)
+    desk = job.desks + thread * DESK
+    take_unit(job.desks)
+    begin, end = job.blocks * thread // threads, job.blocks * (thread + 1) // threads
+    for first in range(0, job.tokens, BLOCK):
+        last = min(first + BLOCK, job.tokens)
+        some = at_once(last - first, end - begin)
+        for block in range(begin, end, some):
+            at = job.out + first * job.step + 64 * block
+            dot(job.code, weight, x, block, some, first, last, at, job.step, desk)
+            if job.add:
+                for t in range(first, last):
+                    for b in range(block, block + some):
+                        to = job.out + t * job.step + 64 * b
+                        store(to, load(to) + load(job.add + t * job.add_step + 64 * b))
+    leave_unit(job.desks)
 
-    def multiply(address, thread, threads):  # type: ignore[no-untyped-def]
-        job = read_job(address + AFTER_SOURCE)
-        x = (job.width, job.rows, job.row_scales, job.row_sums)
-        weight = (job.data, job.scales, job.size, job.groups, job.group)
-        desk = job.desks + thread * DESK
-        take_unit(job.desks)
-        begin, end = job.blocks * thread // threads, job.blocks * (thread + 1) // threads
-        for first in range(0, job.tokens, BLOCK):
-            last = min(first + BLOCK, job.tokens)
-            some = at_once(last - first, end - begin)
-            for block in range(begin, end, some):
-                at = job.out + first * job.step + 64 * block
-                dot(bits, coded, weight, block, some, x, first, last, at, job.step, desk)
-                if job.add:
-                    for t in range(first, last):
-                        for b in range(block, block + some):
-                            to = job.out + t * job.step + 64 * b
-                            store(to, load(to) + load(job.add + t * job.add_step + 64 * b))
-        leave_unit(job.desks)
 
-    return Task(prepare_share, multiply)
+product = Task(prepare_share, multiply)

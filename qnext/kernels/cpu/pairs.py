@@ -6,11 +6,11 @@ that a result is the same to the bit as at any other level.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import literally
 
 from .jit import inline, pasted
 from .simd import (
@@ -128,41 +128,45 @@ def bytes_of(tokens, data, row, width, ints, place):  # type: ignore[no-untyped-
         ints[place + t] = ints[place + t] + found
 
 
-@inline
-def codes(bits, tokens, wide, matrix, block, apart, x, first, out, step):  # type: ignore[no-untyped-def]
+@cache
+def codes(bits: int, tokens: int, wide: int) -> Any:
     """`dot.codes`: codes of weights (4 or 8 bits) by codes of inputs."""
-    bits, tokens, wide = literally(bits), literally(tokens), literally(wide)
-    data, scales, size, groups, group = matrix
-    width, row, row_scales, row_sums = x
-    data, scales, row = data + block * size, scales + block * groups * 32, row + first * width
-    row_scales, row_sums = row_scales + first * groups * 4, row_sums + first * groups * 4
-    sums, ints = registers_f32(MOST), registers_i32(MOST)
-    for i in range(wide * tokens):
-        sums[i] = fill(np.float32(0))
-    for g in range(groups):
-        at = 4 * g
-        for t in range(tokens):  # a stored zero of 4 bits is 8: so much too much is in each product
-            begin = fill_i32(peek_i32(row_sums + at + t * groups * 4) * np.int32(-8 if bits == 4 else 0))
+
+    @inline
+    def multiply(matrix, block, apart, x, first, out, step):  # type: ignore[no-untyped-def]
+        data, scales, size, groups, group = matrix
+        width, row, row_scales, row_sums = x
+        data, scales, row = data + block * size, scales + block * groups * 32, row + first * width
+        row_scales, row_sums = row_scales + first * groups * 4, row_sums + first * groups * 4
+        sums, ints = registers_f32(MOST), registers_i32(MOST)
+        for i in range(wide * tokens):
+            sums[i] = fill(np.float32(0))
+        for g in range(groups):
+            at = 4 * g
+            for t in range(tokens):  # a stored zero of 4 bits is 8: so much too much is in each product
+                begin = fill_i32(peek_i32(row_sums + at + t * groups * 4) * np.int32(-8 if bits == 4 else 0))
+                for w in range(wide):
+                    ints[w * tokens + t] = begin
+            if bits == 4:
+                for _ in range(group // (8 * LINES)):
+                    for w in range(wide):
+                        nibbles(tokens, data + w * apart * size, row, width, ints, w * tokens)
+                    data += 64 * LINES
+                    row += 8 * LINES
+            else:
+                for _ in range(group // 4):
+                    for w in range(wide):
+                        bytes_of(tokens, data + w * apart * size, row, width, ints, w * tokens)
+                    data += 64
+                    row += 4
             for w in range(wide):
-                ints[w * tokens + t] = begin
-        if bits == 4:
-            for _ in range(group // (8 * LINES)):
-                for w in range(wide):
-                    nibbles(tokens, data + w * apart * size, row, width, ints, w * tokens)
-                data += 64 * LINES
-                row += 8 * LINES
-        else:
-            for _ in range(group // 4):
-                for w in range(wide):
-                    bytes_of(tokens, data + w * apart * size, row, width, ints, w * tokens)
-                data += 64
-                row += 4
+                scale = load_bf16(scales + w * apart * groups * 32)
+                for t in range(tokens):
+                    factor = scale * spread(row_scales + at + t * groups * 4)
+                    sums[w * tokens + t] = fma(to_float(ints[w * tokens + t]), factor, sums[w * tokens + t])
+            scales += 32
         for w in range(wide):
-            scale = load_bf16(scales + w * apart * groups * 32)
             for t in range(tokens):
-                factor = scale * spread(row_scales + at + t * groups * 4)
-                sums[w * tokens + t] = fma(to_float(ints[w * tokens + t]), factor, sums[w * tokens + t])
-        scales += 32
-    for w in range(wide):
-        for t in range(tokens):
-            store(out + 64 * w * apart + t * step, sums[w * tokens + t])
+                store(out + 64 * w * apart + t * step, sums[w * tokens + t])
+
+    return multiply

@@ -15,23 +15,29 @@ from numba.core import types
 from .jit import PLAIN, kept
 
 
-class Task:
-    """Functions (job, share, shares) -> None: phases of some work that is cut into shares, `job` being the
-    address of some int64 numbers (see `reader`). They are compiled when first asked for, and by themselves:
-    what a parallel loop calls is compiled five times over."""
+class Code:
+    """A function of so many int64 numbers that returns nothing, compiled when first asked for and by itself:
+    what calls it by its address is not compiled anew with it."""
 
-    def __init__(self, *phases: Callable[[int, int, int], None]) -> None:
-        self._phases = phases
+    def __init__(self, function: Callable[..., None], numbers: int) -> None:
+        self._function, self._kind = function, types.void(*[types.int64] * numbers)
 
     @cached_property
-    def _addresses(self) -> list[int]:
+    def address(self) -> int:
         with kept():
-            compile_phase = numba.cfunc(types.void(*[types.int64] * 3), cache=True, **PLAIN)
-            self._compiled = [compile_phase(phase) for phase in self._phases]  # they own the code
-        return [int(each.address or 0) for each in self._compiled]
+            self._compiled = numba.cfunc(self._kind, cache=True, **PLAIN)(self._function)  # it owns the code
+        return int(self._compiled.address or 0)
+
+
+class Task:
+    """Functions (job, share, shares) -> None: phases of some work that is cut into shares, `job` being the
+    address of some int64 numbers (see `reader`)."""
+
+    def __init__(self, *phases: Callable[[int, int, int], None]) -> None:
+        self._phases = [Code(phase, 3) for phase in phases]  # a parallel loop would compile them five times
 
     def calls(self, job: array[int], most: int, first: int = 0) -> array[int]:
         """What a team runs, while the job is there: from phase `first` on, three numbers for each. As many
         shares as there are threads, but no more than `most`."""
         about = job.buffer_info()[0], min(numba.get_num_threads(), most)
-        return array("q", [number for code in self._addresses[first:] for number in (code, *about)])
+        return array("q", [number for phase in self._phases[first:] for number in (phase.address, *about)])

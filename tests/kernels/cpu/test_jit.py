@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from qnext.kernels.cpu import isa, jit, simd
+from qnext.kernels.cpu.dot import code_of
 
 
 def test_the_folder_differs_by_level_sources_and_numba(
@@ -59,6 +60,13 @@ def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
     (before, folder), (after, same) = lines
     assert (before, after) == ("0", "1") and folder == same
     assert [path for path in Path(folder).rglob("*") if path.suffix == ".nbc"]
+
+
+@pytest.mark.parametrize(("bits", "coded"), [(4, True), (8, True), (4, False), (16, False)])
+def test_products_close_over_numbers_alone(bits: int, coded: bool) -> None:
+    """Numba's cache compares what functions close over: a compiled function is another in each process."""
+    cells = code_of(bits, coded)._function.__closure__ or ()
+    assert cells and all(isinstance(cell.cell_contents, int) for cell in cells)
 
 
 @numba.njit

@@ -18,21 +18,24 @@ OTHERS = ("isa", "jit", "pairs", "team", "threads", "workspace")  # the same on 
 ONCE = {HERE.name, *(f"test_{name}.py" for name in OTHERS)}
 FILES = sorted(path.name for path in HERE.parent.glob("test_*.py") if path.name not in ONCE)
 LOWER = [level for level in isa.LEVELS if level != isa.level() and isa.has(level)]
-# Files of which a level makes something else than the one below it; where nothing stands, all of them.
-OWN = {"avx2": ["test_experts.py", "test_linear.py", "test_tiles.py"]}
-CASES = [(file, level) for level in LOWER for file in OWN.get(level, FILES)]
+# Files that are run together, as each run imports torch; what is nowhere else is in the last group.
+TOGETHER = [["test_attention.py"], ["test_experts.py", "test_linear.py", "test_tiles.py"]]
+TOGETHER.append([name for name in FILES if not any(name in group for group in TOGETHER)])
+# Groups of which a level makes something else than the one below it; where nothing stands, all of them.
+OWN = {"avx2": TOGETHER[1:2]}
+CASES = [(group, level) for level in LOWER for group in OWN.get(level, TOGETHER)]
 TILES = "tiles"
 IN_TILES = ["test_experts.py", "test_linear.py"]  # where there is no unit, vectors do it; codes alone
-CASES += [] if isa.uses_tiles() else [(file, TILES) for file in IN_TILES]
+CASES += [] if isa.uses_tiles() else [(IN_TILES, TILES)]
 
-Runs = dict[tuple[str, str], "Future[subprocess.CompletedProcess[str]]"]
+Case = tuple[tuple[str, ...], str]
 
 
-def run(file: str, level: str) -> subprocess.CompletedProcess[str]:
+def run(files: list[str], level: str) -> subprocess.CompletedProcess[str]:
     only, asked = (["-k", "True"], {"QNEXT_TILES": "1"}) if level == TILES else ([], {"QNEXT_ISA": level})
-    words = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *only, str(HERE.parent / file)]
+    paths = [str(HERE.parent / name) for name in files]
     return subprocess.run(
-        [sys.executable, *words],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *only, *paths],
         env={**os.environ, **asked},
         capture_output=True,
         text=True,
@@ -41,16 +44,21 @@ def run(file: str, level: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
+def runs(request: pytest.FixtureRequest) -> Iterator[dict[Case, Future[subprocess.CompletedProcess[str]]]]:
     """Those that were asked for, two at a time: nearly all of it is compiling, which one core does."""
     asked = [item.callspec.params for item in request.session.items if item.path == HERE]  # type: ignore[attr-defined]
     with ThreadPoolExecutor(2) as pool:
-        yield {(each["file"], each["level"]): pool.submit(run, each["file"], each["level"]) for each in asked}
+        yield {
+            (tuple(each["files"]), each["level"]): pool.submit(run, each["files"], each["level"])
+            for each in asked
+        }
         pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.timeout(900)  # all is compiled anew, on a machine that may be busy
-@pytest.mark.parametrize(("file", "level"), CASES)
-def test_on_a_lower_level(file: str, level: str, runs: Runs) -> None:
-    done = runs[file, level].result()
+@pytest.mark.parametrize(("files", "level"), CASES, ids=[f"{level}-{files[0]}" for files, level in CASES])
+def test_on_a_lower_level(
+    files: list[str], level: str, runs: dict[Case, Future[subprocess.CompletedProcess[str]]]
+) -> None:
+    done = runs[tuple(files), level].result()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

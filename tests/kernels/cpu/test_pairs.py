@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
+import numba
 import pytest
 import torch
 
 from qnext.kernels.cpu import dot, isa, pairs
 from qnext.kernels.cpu.inputs import Inputs
-from qnext.kernels.cpu.jit import kernel
 from qnext.kernels.cpu.linear import Matrix
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.packed import quantise
@@ -17,35 +20,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@kernel()
-def one_token(bits, matrix, x, ours, theirs):  # type: ignore[no-untyped-def]
-    """By every second block side by side, and one by one."""
-    for b in range(2):
-        if bits == 4:
-            pairs.codes(4, 1, 4, matrix, b, 2, x, 0, ours + 64 * b, 0)
-            dot.codes(4, 1, 4, matrix, b, 2, x, 0, theirs + 64 * b, 0)
-        else:
-            pairs.codes(8, 1, 4, matrix, b, 2, x, 0, ours + 64 * b, 0)
-            dot.codes(8, 1, 4, matrix, b, 2, x, 0, theirs + 64 * b, 0)
+@cache
+def both(bits: int, tokens: int, wide: int) -> Any:
+    """A block, or `wide` ones so many `apart`, in pairs and in fours."""
+    in_pairs, in_fours = pairs.codes(bits, tokens, wide), dot.codes(bits, tokens, wide)
 
+    @numba.njit
+    def run(matrix, block, apart, x, ours, theirs, step):  # type: ignore[no-untyped-def]
+        in_pairs(matrix, block, apart, x, 0, ours, step)
+        in_fours(matrix, block, apart, x, 0, theirs, step)
 
-@kernel()
-def one_by_one(bits, matrix, blocks, x, tokens, ours, theirs):  # type: ignore[no-untyped-def]
-    step = 64 * blocks
-    for b in range(blocks):
-        at = 64 * b
-        if bits == 4 and tokens == 1:
-            pairs.codes(4, 1, 1, matrix, b, 0, x, 0, ours + at, step)
-            dot.codes(4, 1, 1, matrix, b, 0, x, 0, theirs + at, step)
-        elif bits == 4:
-            pairs.codes(4, 4, 1, matrix, b, 0, x, 0, ours + at, step)
-            dot.codes(4, 4, 1, matrix, b, 0, x, 0, theirs + at, step)
-        elif tokens == 1:
-            pairs.codes(8, 1, 1, matrix, b, 0, x, 0, ours + at, step)
-            dot.codes(8, 1, 1, matrix, b, 0, x, 0, theirs + at, step)
-        else:
-            pairs.codes(8, 4, 1, matrix, b, 0, x, 0, ours + at, step)
-            dot.codes(8, 4, 1, matrix, b, 0, x, 0, theirs + at, step)
+    return run
 
 
 @pytest.mark.parametrize("tokens", [1, 4])
@@ -64,9 +49,13 @@ def test_equal_to_fours(kind: str, group: int, tokens: int) -> None:
                 inputs.codes.fill_(rounded)
                 inputs.sums.fill_(rounded * group)
             ours, theirs = torch.empty(2, tokens, 128), torch.empty(2, tokens, 128)
-            given, places = (weight.bits, weight.address), (ours[0].data_ptr(), theirs[0].data_ptr())
-            one_by_one(*given, weight.blocks, inputs.by_codes, tokens, *places)
+            at = [each.data_ptr() for each in (*ours, *theirs)]
+            for block in range(weight.blocks):
+                here = at[0] + 64 * block, at[2] + 64 * block, 64 * weight.blocks
+                both(weight.bits, tokens, 1)(weight.address, block, 0, inputs.by_codes, *here)
             assert theirs[0].isfinite().all() and torch.equal(ours[0], theirs[0])
             if tokens == 1:
-                one_token(*given, inputs.by_codes, ours[1].data_ptr(), theirs[1].data_ptr())
+                for block in range(2):  # every second one side by side
+                    here = at[1] + 64 * block, at[3] + 64 * block, 0
+                    both(weight.bits, 1, 4)(weight.address, block, 2, inputs.by_codes, *here)
                 assert torch.equal(ours[1], theirs[0]) and torch.equal(theirs[1], theirs[0])

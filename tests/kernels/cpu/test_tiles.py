@@ -17,6 +17,8 @@ from qnext.kernels.cpu.linear import Matrix
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.packed import quantise
 
+one_of_4, one_of_8 = codes(4, 1, 1), codes(8, 1, 1)
+
 
 @kernel()
 def in_tiles(bits, matrix, blocks, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
@@ -37,9 +39,9 @@ def in_vectors(bits, matrix, blocks, x, last, out, step):  # type: ignore[no-unt
     for block in range(blocks):
         for t in range(last):
             if bits == 4:
-                codes(4, 1, 1, matrix, block, 0, x, t, out + 64 * block + t * step, step)
+                one_of_4(matrix, block, 0, x, t, out + 64 * block + t * step, step)
             else:
-                codes(8, 1, 1, matrix, block, 0, x, t, out + 64 * block + t * step, step)
+                one_of_8(matrix, block, 0, x, t, out + 64 * block + t * step, step)
 
 
 def padded(inputs: Inputs) -> list[torch.Tensor]:
