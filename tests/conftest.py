@@ -1,16 +1,13 @@
-"""What every test runs under: one thread of arithmetic, few collections of garbage, and, where asked for,
-poisoned fresh memory."""
+"""What every test runs under: one thread of arithmetic, and, where asked for, poisoned fresh memory."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
-gc.set_threshold(100_000, 20, 20)  # to compile kernels makes millions of objects, nearly all of which stay
 
 
 @pytest.fixture

@@ -73,8 +73,10 @@ class Guesser:
 
     def _rests(self, pieces: list[Piece], step: Step) -> bool:
         """Whether nothing need be known for guesses: none are made now, nor soon."""
-        plain = len(step.hidden) == len(pieces) and (self._head is None or self._head.resting)
-        if not plain or not self.rounds.rest(len(pieces)):
+        last, count = pieces[-1], len(pieces)
+        plain = step.starts[-1] + last.length + len(last.drafts) == count  # a row each
+        resting = self._head is None or self._head.resting
+        if not plain or not resting or not self.rounds.rest(count):
             return False
         if self._head is not None:
             self._head.note_newest(step, self._advanced)

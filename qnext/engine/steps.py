@@ -176,7 +176,7 @@ class Steps:
                 where += range(last, last + len(rows) - begin)
         if not rows:
             return [[] if isinstance(span, slice) else span for span in spans]
-        every = len(where) == len(step.hidden)  # as in all steps but those with prompts
+        every = len(where) == step.hidden.shape[0]  # as in all steps but those with prompts
         scores = self.runner.scores(step.hidden if every else step.hidden[where])
         # +inf and NaN poison a softmax; -inf merely forbids a token.
         sound = list(map(isfinite, scores.amax(-1).tolist()))
