@@ -19,19 +19,19 @@ from .steps import Steps
 from .stream import Stream
 
 PROMPT, LONG = 4, 256  # tokens of a made-up prompt; and of prompt and answer, at most
-LEAST, MOST = 12, 240  # steps with so many answers; as many as tell what guesses cost, within these
+LEAST, MOST = 12, 120  # steps with so many answers; as many as tell what guesses cost, within these
 LONGEST = 30.0  # seconds in all
 
 
 def rehearse(steps: Steps, alone: Callable[[], bool]) -> None:
-    """Answer 1, 2, 4, ... requests at once, as long as `alone` says that nobody waits. To be called before
+    """Answer 1, 4, 16, ... requests at once, as long as `alone` says that nobody waits. To be called before
     there is any other request."""
     config, rounds = steps.config, steps.guesser.rounds
     room = steps.pages.size * config.page_size - steps.scheduler.lookahead
     limit = min(LONG, config.length_limit(steps.runner.model.config), room)
     steps.rehearsing = True
     until, most, going = time.perf_counter() + LONGEST, config.max_sequences, limit > 1
-    for answers in sorted({min(1 << n, most) for n in range(most.bit_length() + 1)}):
+    for answers in sorted({min(1 << n, most) for n in range(0, most.bit_length() + 2, 2)}):
         tried = Rounds(Pace(rounds.pace.most, fixed=rounds.pace.fixed))
         steps.guesser.rounds = tried
         going = going and _answer(steps, answers, limit, lambda: alone() and time.perf_counter() < until)

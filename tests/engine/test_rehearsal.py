@@ -59,7 +59,7 @@ def test_afterwards_what_guesses_cost_is_known_and_nothing_of_how_often_they_are
 @pytest.mark.parametrize("fields", [{"draft_tokens": 0}, {"fixed_drafts": True}, {"batch_invariant": True}])
 def test_who_has_nothing_to_learn_is_done_soon(fields: dict[str, Any]) -> None:
     _, made = rehearsed(**fields)
-    assert made == 3 * LEAST
+    assert made == 2 * LEAST
 
 
 def test_who_comes_does_not_wait_for_more_than_a_step() -> None:
@@ -72,7 +72,7 @@ def test_who_comes_does_not_wait_for_more_than_a_step() -> None:
 @pytest.mark.parametrize("fields", [{"max_length": 2}, {"max_length": 6}, {"cache_bytes": 700_000}])
 def test_texts_that_end_are_followed_by_others(fields: dict[str, Any]) -> None:
     _, made = rehearsed(fixed_drafts=True, **fields)
-    assert made == 3 * LEAST
+    assert made == 2 * LEAST
 
 
 def test_a_model_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
