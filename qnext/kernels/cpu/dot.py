@@ -66,11 +66,8 @@ def codes(bits: int, tokens: int, wide: int) -> Any:
         data, scales, size, groups, group = matrix
         width, row, row_scales, row_sums = x
         data, scales = data + block * size, scales + block * groups * 32
-        row, row_scales, row_sums = (
-            row + first * width,
-            row_scales + first * groups * 4,
-            row_sums + first * groups * 4,
-        )
+        row, row_scales = row + first * width, row_scales + first * groups * 4
+        row_sums = row_sums + first * groups * 4
         # For one or two sums, both halves of a line apart: one chain of additions would be too slow.
         places = tokens * wide
         ways = 1 if bits == 4 and places < 4 else 0
@@ -111,9 +108,8 @@ def codes(bits: int, tokens: int, wide: int) -> Any:
                     i = w * tokens + t
                     if ways:
                         ints[i] = ints[i] + ints[places + i]
-                    sums[i] = fma(
-                        to_float(ints[i]), scale * spread(row_scales + at + t * groups * 4), sums[i]
-                    )
+                    factor = scale * spread(row_scales + at + t * groups * 4)
+                    sums[i] = fma(to_float(ints[i]), factor, sums[i])
             scales += 32
         for w in range(wide):
             for t in range(tokens):
