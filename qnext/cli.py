@@ -62,6 +62,7 @@ def _device(name: str) -> str:
 
 def serve(options: Options) -> None:
     """Load the models, make the first key, print what to do next, serve until stopped."""
+    from .kernels.select import must_compile
     from .server.admission import Admission
     from .server.app import create_app
     from .server.keys import Keys
@@ -76,7 +77,7 @@ def serve(options: Options) -> None:
     given = {name: getattr(options, name) for name in ("host", "port") if getattr(options, name) is not None}
     settings = replace(settings, **given)
     check_port(settings.host, settings.port)
-    store = open_store(settings.home)
+    store, compiles = open_store(settings.home), must_compile(options.device)
     keys, admission = Keys(store), Admission(store, settings)
     console = _console()
     with closing(admission), ExitStack() as engines:
@@ -89,6 +90,8 @@ def serve(options: Options) -> None:
         app = create_app(service, keys, admission, settings, lifecycle)
         console.print(f"[bold]qnext {VERSION}[/]", end=" ")
         greet(console, settings, list(models), keys.first())
+        if compiles:
+            console.print("Kernels are compiled for this machine now, once: answers begin in about a minute.")
         serve(app, settings, lifecycle, service.end_all)
 
 

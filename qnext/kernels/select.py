@@ -20,6 +20,15 @@ def packs(device: str) -> bool:
     return device == "cpu" and not _plain()
 
 
+def must_compile(device: str) -> bool:
+    """Whether no kernel was compiled yet for this machine and these sources, where networks need them."""
+    if not packs(device):
+        return False
+    from .cpu.jit import folder
+
+    return not folder().exists()
+
+
 def _plain() -> bool:
     """Whether QNEXT_KERNELS asks for the reference alone."""
     asked = os.environ.get("QNEXT_KERNELS") or "cpu"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from qnext.kernels import cuda, reference, training
+from qnext.kernels.cpu import jit
 from qnext.kernels.ops import Ops
-from qnext.kernels.select import OPS, backend
+from qnext.kernels.select import OPS, backend, must_compile
 
 
 @pytest.mark.parametrize("asked", ["cpu", "reference"])
@@ -27,6 +29,18 @@ def test_a_backend_has_every_op(
 
 def test_a_backend_is_decided_once() -> None:
     assert backend("cpu") is backend("cpu")
+
+
+def test_kernels_are_to_be_compiled_until_some_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jit, "folder", lambda: tmp_path / "kernels")
+    assert must_compile("cpu") and not must_compile("cuda")
+    (tmp_path / "kernels").mkdir()
+    assert not must_compile("cpu")
+    monkeypatch.setattr(jit, "folder", lambda: tmp_path / "others")
+    monkeypatch.setenv("QNEXT_KERNELS", "reference")
+    assert not must_compile("cpu")
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -6,6 +6,7 @@ another Numba is never loaded.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
 import os
@@ -22,6 +23,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from . import isa
+from .part import Part
 
 log = logging.getLogger(__name__)
 PLAIN: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
@@ -67,6 +69,20 @@ def kept(package: Path | None = None) -> Iterator[None]:
         numba.config.CACHE_DIR = before
 
 
+@contextmanager
+def compiling() -> Iterator[None]:
+    """`kept`, and no garbage is looked for meanwhile: the compiler makes objects by the million, all of them
+    in use until it is done."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with kept():
+            yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def kernel(
     *, parallel: bool = False, fastmath: frozenset[str] = frozenset()
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -87,6 +103,7 @@ def kernel(
 def inline(function: Callable[..., Any]) -> Callable[..., Any]:
     """A part of kernels: compiled into each that calls it. Python cannot call it, which saves much time."""
     options: dict[str, Any] = {**PLAIN, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    options["pipeline_class"] = Part
     compiled: Callable[..., Any] = numba.njit(**options)(function)
     return compiled
 

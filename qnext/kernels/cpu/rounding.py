@@ -41,15 +41,12 @@ def round_into(packed: Packed, floats: Tensor, table: Tensor, importance: Tensor
     assert floats.shape[1] == packed.columns and table.dtype == torch.int64
     assert len(table) == ROWS * len(blocks) and int(table.max()) < len(floats) and int(table.min()) >= -1
     assert importance is None or importance.shape == (matrices, packed.columns)
-    half = floats.dtype == torch.bfloat16
-    source = (
-        floats.contiguous().view(torch.uint16) if half else floats.float().contiguous().view(torch.uint32)
-    )
+    source = floats if floats.dtype == torch.bfloat16 else floats.float()
     divisors = DIVISORS[packed.kind] if importance is not None else DIVISORS[packed.kind][:1]
     costs = torch.ones(1, 1) if importance is None else importance.float().contiguous()
     _round(
-        source.numpy(),
-        16 if half else 0,
+        source.contiguous().view(torch.uint16).numpy(),
+        source.itemsize // 2,
         table.numpy(),
         blocks.view(torch.uint32).numpy(),
         scales.view(torch.uint16).numpy(),
@@ -123,13 +120,18 @@ def _search(columns: Any, costs: Any, top: Any, divisors: Any, refits: Any, zero
 
 
 @inline
-def _gather(source: Any, shift: Any, rows: Any, first: Any, columns: Any) -> None:
-    """Columns from `first` on of 16 rows, each column's numbers side by side; zeros beyond the last."""
+def _gather(source: Any, halves: Any, rows: Any, first: Any, columns: Any) -> None:
+    """Columns from `first` on of 16 rows, each column's numbers side by side; zeros beyond the last. A number
+    is one half of 16 bits (bfloat16), or two, the low one first (float32)."""
     for n in range(16):
         row = rows[n]
         for c in range(len(columns)):
-            inside = row >= 0 and first + c < source.shape[1]
-            columns[c, n] = np.uint32(source[row, first + c]) << np.uint32(shift) if inside else np.uint32(0)
+            high, low, at = np.uint32(0), np.uint32(0), halves * (first + c + 1) - 1
+            if row >= 0 and at < source.shape[1]:
+                high = np.uint32(source[row, at])
+                if halves == 2:
+                    low = np.uint32(source[row, at - 1])
+            columns[c, n] = (high << np.uint32(16)) | low
 
 
 @inline
@@ -166,7 +168,7 @@ def _write(columns: Any, scales: Any, zero: Any, lines: Any) -> None:
 @kernel(parallel=True)
 def _round(
     source: Any,
-    shift: Any,
+    halves: Any,
     table: Any,
     data: Any,
     scales: Any,
@@ -185,10 +187,10 @@ def _round(
         columns, best = bits.view(np.float32), room[0].view(np.uint32)
         rows = table[16 * block : 16 * block + 16]
         for g in range(scales.shape[1]):
-            _gather(source, shift, rows, g * group, bits)
+            _gather(source, halves, rows, g * group, bits)
             _top(columns, top, room[1], room[2], zero == 8)
             if refits:
-                for c in range(min(group, source.shape[1] - g * group)):
+                for c in range(min(group, source.shape[1] // halves - g * group)):
                     costs[c] = importance[block // size, g * group + c]
                 _search(columns, costs, top, divisors, refits, np.float32(zero), room)
             else:

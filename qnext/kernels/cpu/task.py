@@ -12,7 +12,7 @@ from functools import cached_property
 import numba
 from numba.core import types
 
-from .jit import PLAIN, kept
+from .jit import PLAIN, compiling
 
 
 class Code:
@@ -24,7 +24,7 @@ class Code:
 
     @cached_property
     def address(self) -> int:
-        with kept():
+        with compiling():
             self._compiled = numba.cfunc(self._kind, cache=True, **PLAIN)(self._function)  # it owns the code
         return int(self._compiled.address or 0)
 

@@ -83,3 +83,26 @@ def test_what_a_kernel_puts_down_lies_in_lines_of_its_own() -> None:
     assert out.tolist() == [float(16 + 2 * i) for i in range(16)]
     (compiled,) = add.inspect_llvm().values()
     assert "alignstack=64" in compiled
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def test_a_part_is_compiled_into_its_callers_alone() -> None:
+    twin, part = numba.njit(square), jit.inline(square)
+    found = []
+    for called in (twin, part):
+
+        @numba.njit
+        def add_squares(most: int) -> int:
+            total = 0
+            for x in range(most):
+                total += called(x)  # noqa: B023  # read when it is compiled, which is now
+            return total
+
+        made = add_squares(10)
+        (inner,) = called.overloads.values()
+        engine = inner.library.codegen._engine
+        found.append((made, engine.is_symbol_defined(inner.fndesc.llvm_func_name)))
+    assert found == [(285, True), (285, False)]
