@@ -32,7 +32,9 @@ AFTER = 3  # rounds of the usual choice after which a look is held against it
 LOOK = 16  # steps, for each choice, between two looks at another one that may be as good as the best; as
 UNSURE = 0.1  # many more as its cost is less uncertain than so much, squared: less can be won by it;
 SURE = 2  # and so many times as seldom for one that is worse by what its cost is uncertain by, squared,
-SELDOM = 40  # but not more than so many times, nor than the square of `TRIALS` before the first look
+SELDOM = 40  # but not more than so many times, nor than the square of `TRIALS` before the first look;
+WORTH = 0.75  # of what the best brings, to be won were all guesses right: where it is less, looks are as much
+LITTLE = 0.1  # more seldom, but not beyond so much less
 STAY = 1.01  # another one must be so many times as good as the best was: it takes a step or two to change.
 NOISE = (0.1, 0.05)  # what a cost scatters by before any was compared, and the newest comparison's weight
 MIDDLE = 1.5  # a deviation of the scatter in mean distances from the middle, about
@@ -196,7 +198,8 @@ class Pace:
         best = level.usual = max(choices, key=lambda k: gains[k] * (STAY if k == level.usual else 1))
         seldom = [1.0] * len(choices)
         for k in choices:
-            unsure, most = level.uncertainty(k), SELDOM if level.counts[k] > TRIALS else TRIALS**2
+            unsure, won = level.uncertainty(k), (k + 1) / level.costs[k] / gains[best] - 1
+            most = SELDOM / min(max(won / WORTH, LITTLE), 1) if level.counts[k] > TRIALS else TRIALS**2
             worse = max(0.0, gains[best] / gains[k] - 1) / unsure
             seldom[k] = min((1 + SURE * worse**2) * max(1, (UNSURE / unsure) ** 2), most)
         level.since = [steps + self._passed for steps in level.since]

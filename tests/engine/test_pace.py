@@ -90,6 +90,14 @@ def test_it_notices_when_luck_changes(answers: int) -> None:
         assert sum(k in wanted for k in last) > 0.9 * len(last)
 
 
+def test_the_less_luck_could_win_the_more_seldom_it_looks() -> None:
+    looks = []
+    for dear in (2.2, 5, 8):  # at most four tokens for 2.2, 3.3 and 4.4 steps
+        _, chosen = World(1, 8, 1, dear / 2, dear, (0.0,) * 3).run(Pace(3), 40_000)
+        looks.append(sum(map(bool, chosen[10_000:])))
+    assert looks[0] > 1.5 * looks[1] > 1.5 * 1.5 * looks[2] > 0
+
+
 def test_it_notices_when_guesses_become_dear() -> None:
     cheap = World(4, 10, 0.01, 0.1, 0.1, (0.8,) * 3)
     dear = World(4, 10, 5, 0.1, 0.1, (0.4,) * 3)
