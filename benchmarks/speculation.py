@@ -2,17 +2,18 @@
 
     python benchmarks/speculation.py [MODEL] [seconds] [batch …]
 
-Engines have rehearsed, as a server's do before the first request. They answer the same prompts, each with as
-many answers as the batch has places, on the same weights in memory, as where these lie moves a small model's
-speed by several per cent. So does where an engine's own memory lies: there are two engines of each kind, the
-second ones made in the opposite order. They take turns of a few tokens for each answer, a fifth of a second
-or more, and so are always at the same place of the same texts: a shared machine's speed swings by half within
-seconds, and some texts are guessed twice as well as others. Shorter turns are more about what each finds in
-the caches after nine others than about guesses. Their order is drawn anew each time. Prints one JSON line a
-batch size, after `seconds` of rounds of turns: tokens of all turns over their seconds, and what `adaptive`
-reaches of the best fixed number. The best of several noisy figures is good by luck too:
-`adaptive_over_best_apart` is held against the number that the other half of the rounds finds best, and
-`apart_within` says where it lies in nine of ten resamplings of the rounds.
+Engines have rehearsed, as a server's do before the first request. They answer the same prompts, each with
+as many answers as the batch has places, on the same weights in memory, as where these lie moves a small
+model's speed by several per cent. So does where an engine's own memory lies: there are four engines of each
+kind, made in one order and the opposite one in turn. They take turns of a few tokens for each answer, a
+fifth of a second or more, and so are always at the same place of the same texts: a shared machine's speed
+swings by half within seconds, and some texts are guessed twice as well as others. Shorter turns are more
+about what each finds in the caches after others than about guesses. Their order is drawn anew each time. A
+fixed number that is far behind after a fifth of the time plays no more, and leaves the rest to those that
+may be the best. Prints one JSON line a batch size, after `seconds` of rounds of turns: tokens of all turns
+over their seconds, and what `adaptive` reaches of the best fixed number. The best of several noisy figures
+is good by luck too: `adaptive_over_best_apart` is held against the number that the other half of the rounds
+finds best, and `apart_within` says where it lies in nine of ten resamplings of the rounds.
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ TURN, EACH = 16, 4  # tokens at least, and for each place; and as many more
 LONG = 0.2  # as take so many seconds without guesses
 PROBE = 256  # tokens that tell how long a turn should be
 WARM_UP = 6  # rounds that do not count: kernels, kept prompts, and what guesses cost
+ENGINES = 4  # of each kind
+BEHIND, TOLD = (
+    0.93,
+    0.2,
+)  # what a fixed number reaches of the best one that plays no more, by that share of the time
 
 Turn = tuple[int, float]  # tokens, and seconds
 
@@ -113,9 +119,10 @@ def speed(turns: list[Turn]) -> float:
 
 def apart(found: dict[str, list[Turn]]) -> float:
     """What `adaptive` reaches of the best fixed number, chosen by other rounds than those compared."""
-    ratios = []
+    ratios, count = [], len(found["adaptive"])
+    played = [name for name in FIXED if len(found[name]) == count]
     for half in (0, 1):
-        best = max(FIXED, key=lambda name: speed(found[name][1 - half :: 2]))
+        best = max(played, key=lambda name: speed(found[name][1 - half :: 2]))
         ratios.append(speed(found["adaptive"][half::2]) / speed(found[best][half::2]))
     return mean(ratios)
 
@@ -123,12 +130,36 @@ def apart(found: dict[str, list[Turn]]) -> float:
 def within(found: dict[str, list[Turn]], draws: int = 300) -> tuple[float, float]:
     """Where `apart` lies when as many rounds are drawn from these, nine times of ten."""
     random, count = Random(0), len(found["adaptive"])
+    whole = {name: turns if len(turns) == count else [] for name, turns in found.items()}
     drawn = []
     for _ in range(draws):
         rounds = [random.randrange(count) for _ in range(count)]
-        drawn.append(apart({name: [turns[n] for n in rounds] for name, turns in found.items()}))
+        drawn.append(apart({name: [turns[n] for n in rounds if turns] for name, turns in whole.items()}))
     twentieths = quantiles(drawn, n=20)
     return twentieths[0], twentieths[-1]
+
+
+def still_playing(found: dict[str, list[Turn]]) -> list[str]:
+    """All but the fixed numbers that are far behind."""
+    speeds = {name: speed(turns[WARM_UP:]) for name, turns in found.items()}
+    best = max(speeds[name] for name in FIXED)
+    return [name for name in KINDS if name not in FIXED or speeds[name] > BEHIND * best]
+
+
+def one_round(
+    players: dict[str, list[Player]],
+    playing: list[str],
+    order: Random,
+    until: int,
+    found: dict[str, list[Turn]],
+) -> None:
+    """A turn of each engine, in some order."""
+    turns: dict[str, list[Turn]] = {name: [] for name in playing}
+    all_of_them = [(name, player) for name in playing for player in players[name]]
+    for name, player in order.sample(all_of_them, len(all_of_them)):
+        turns[name].append(player.play(until))
+    for name, some in turns.items():
+        found[name].append((sum(tokens for tokens, _ in some), sum(took for _, took in some)))
 
 
 @torch.inference_mode()
@@ -142,7 +173,7 @@ def main() -> None:
     for batch in map(int, sys.argv[3:] or BATCHES):
         sizes = {"max_sequences": batch, "cache_bytes": 1 << 28}
         players: dict[str, list[Player]] = {name: [] for name in KINDS}
-        for name in (*KINDS, *reversed(KINDS)):
+        for name in (*KINDS, *reversed(KINDS)) * (ENGINES // 2):
             count, fixed = KINDS[name]
             config = EngineConfig(draft_tokens=count, fixed_drafts=fixed, **sizes)
             players[name].append(Player(network, config, requests(chat, WAVES * batch)))
@@ -151,11 +182,12 @@ def main() -> None:
         gc.freeze()  # as the server does
         found: dict[str, list[Turn]] = {name: [] for name in KINDS}
         turn = max(turn_of(player, batch) for player in players["0"])
-        rounds, until, order = 0, time.perf_counter() + seconds, Random(batch)
-        while rounds < WARM_UP + 4 or time.perf_counter() < until:
-            for name in order.sample(list(KINDS), len(KINDS)):
-                turns = [player.play(PROBE + (rounds + 1) * turn) for player in players[name]]
-                found[name].append((sum(tokens for tokens, _ in turns), sum(took for _, took in turns)))
+        rounds, begun, order = 0, time.perf_counter(), Random(batch)
+        playing, tried = list(KINDS), False
+        while rounds < WARM_UP + 4 or time.perf_counter() < begun + seconds:
+            if not tried and rounds >= WARM_UP + 4 and time.perf_counter() > begun + TOLD * seconds:
+                playing, tried = still_playing(found), True
+            one_round(players, playing, order, PROBE + (rounds + 1) * turn, found)
             rounds += 1
         found = {name: turns[WARM_UP:] for name, turns in found.items()}
         speeds = {name: speed(turns) for name, turns in found.items()}
@@ -169,8 +201,8 @@ def main() -> None:
             "rounds": rounds - WARM_UP,
             **{f"tokens_per_second_{name}": round(value, 1) for name, value in speeds.items()},
             "accepted": {
-                name: round(sum(p.accepted for p in pair) / max(1, sum(p.drafted for p in pair)), 2)
-                for name, pair in players.items()
+                name: round(sum(p.accepted for p in some) / max(1, sum(p.drafted for p in some)), 2)
+                for name, some in players.items()
             },
             "best_fixed": best,
             "adaptive_over_best": round(speeds["adaptive"] / speeds[best], 3),

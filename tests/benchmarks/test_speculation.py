@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-from benchmarks.speculation import KINDS, Turn, apart, requests, within
+from benchmarks.speculation import KINDS, Turn, apart, requests, still_playing, within
 from qnext.models import locate
 from qnext.text.chat import Chat
 
@@ -33,6 +33,15 @@ def test_luck_of_the_best_fixed_number_does_not_count(speed: float) -> None:
 def test_the_best_fixed_number_is_what_counts() -> None:
     found = {name: [(100, 1.0)] * 12 for name in KINDS} | {"2": [(125, 1.0)] * 12}
     assert apart(found) == pytest.approx(0.8)
+
+
+def test_who_is_far_behind_plays_no_more_and_is_not_the_best() -> None:
+    turns = {"0": (100, 1.0), "1": (95, 1.0), "2": (90, 1.0), "3": (200, 4.0), "adaptive": (80, 1.0)}
+    found = {name: [turn] * 12 for name, turn in turns.items()}
+    playing = still_playing(found)
+    assert playing == ["0", "1", "adaptive"]
+    found |= {name: found[name] * 2 for name in playing}
+    assert apart(found) == pytest.approx(0.8) and within(found, draws=20) == pytest.approx((0.8, 0.8))
 
 
 def test_nine_of_ten_resamplings_lie_round_the_figure() -> None:

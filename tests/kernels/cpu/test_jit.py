@@ -39,18 +39,28 @@ def test_the_folder_differs_by_level_sources_and_numba(
 
 
 PROGRAM = """
-from qnext.kernels.cpu import jit, team
-import numpy as np
-team._round(np.zeros(team.SIZE // 8, np.int64).ctypes.data)
-print(sum(team._round.stats.cache_hits.values()), jit.folder())
+from pathlib import Path
+from qnext.kernels.cpu import jit
+
+@jit.inline
+def twice(x):
+    return 2 * x
+
+@jit.kernel()
+def thrice(x):
+    return x + twice(x)
+
+assert thrice(7) == 21
+print(sum(thrice.stats.cache_hits.values()), jit.folder(Path(__file__).parent))
 """
 
 
 def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
-    lines = []
+    program, lines = tmp_path / "program.py", []
+    program.write_text(PROGRAM)
     for _ in range(2):
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
+            [sys.executable, program],
             env={**os.environ, "QNEXT_KERNEL_CACHE": str(tmp_path)},
             capture_output=True,
             text=True,
