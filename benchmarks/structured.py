@@ -1,10 +1,10 @@
 """Whether structured answers are always valid: random JSON schemas, random questions, guesses on.
 
-    python benchmarks/structured.py [pairs] [MODEL]
+    python benchmarks/structured.py [pairs] [MODEL] [guesses]
 
-Half of the answers are greedy, half are drawn at a high temperature; lengths are 60 to 200 tokens. Prints one
-JSON line: answers, valid ones (by the `jsonschema` library), answers that ended at the length limit, and the
-share of right guesses.
+As many guesses are made as pay, which may be none, or always `guesses`. Half of the answers are greedy,
+half are drawn at a high temperature; lengths are 60 to 200 tokens. Prints one JSON line: answers, valid ones (by the
+`jsonschema` library), answers that ended at the length limit, and the share of right guesses.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import jsonschema
 
-from qnext import LLM, SamplingParams
+from qnext import LLM, EngineConfig, SamplingParams
 
 WORDS = ("name", "age", "city", "kind", "items", "size", "colour", "owner", "price", "notes")
 
@@ -68,7 +68,9 @@ def main() -> None:
     model = sys.argv[2] if len(sys.argv) > 2 else "tiny-instruct"
     head = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
-    with LLM(model) as llm, ThreadPoolExecutor(16) as pool:
+    guesses = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    engine = EngineConfig() if guesses is None else EngineConfig(draft_tokens=guesses, fixed_drafts=True)
+    with LLM(model, engine=engine) as llm, ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda seed: ask(llm, seed), range(pairs)))
         counters = llm.engine.stats().counters
     line = {

@@ -1,12 +1,10 @@
 """A look ahead along a sequence: what its grammar allows after tokens that it may get.
 
 Used by `drafting` for guesses and by `steps` for the rows that judge them. Invariant: the grammar itself has
-taken in accepted tokens only; what was looked at is taken back.
+taken in accepted tokens only; a copy of it looks ahead.
 """
 
 from __future__ import annotations
-
-from types import TracebackType
 
 import numpy as np
 
@@ -16,13 +14,12 @@ from .sequence import Sequence
 
 
 class Ahead:
-    """Use it in a `with` block, which takes back what `take` has tried. `error`: the grammar has failed, and
-    from there on nothing is known."""
+    """`error`: the grammar has failed, and from there on nothing is known."""
 
     def __init__(self, sequence: Sequence) -> None:
         self._matcher, self._room = sequence.matcher, sequence.room
         self._reasoning, self._bounds = sequence.reasoning, sequence.request.reasoning
-        self._tried = 0
+        self._own = False  # whether the matcher is a copy
         self._lost = False
         self.error: Exception | None = None
 
@@ -46,19 +43,11 @@ class Ahead:
             self._lost = allowed is not None and not (token < len(allowed) and allowed[token])
             if not self._lost:
                 try:
+                    if not self._own:
+                        self._matcher, self._own = self._matcher.copy(), True
                     self._matcher.accept(token)
-                    self._tried += 1
                 except Exception as error:
                     self._lost, self.error = True, error
-
-    def __enter__(self) -> Ahead:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._matcher is not None and self._tried:
-            self._matcher.rollback(self._tried)
 
 
 def rows_after(piece: Piece) -> list[Row]:
@@ -69,14 +58,14 @@ def rows_after(piece: Piece) -> list[Row]:
     if piece.sequence.matcher is None:
         return [Row(piece.sequence, piece.drafts[:j]) for j in range(1 + len(piece.drafts))]
     rows: list[Row] = []
-    with Ahead(piece.sequence) as look:
-        for j in range(1 + len(piece.drafts)):
-            allowed = look.allowed()
-            if look.error is not None:
-                break
-            rows.append(Row(piece.sequence, piece.drafts[:j], allowed))
-            if j < len(piece.drafts):
-                look.take(piece.drafts[j], allowed)
+    look = Ahead(piece.sequence)
+    for j in range(1 + len(piece.drafts)):
+        allowed = look.allowed()
+        if look.error is not None:
+            break
+        rows.append(Row(piece.sequence, piece.drafts[:j], allowed))
+        if j < len(piece.drafts):
+            look.take(piece.drafts[j], allowed)
     if look.error is not None and not rows:
         raise look.error
     return rows

@@ -7,7 +7,6 @@ it, and guesses cannot change what the model then says, only how soon.
 from __future__ import annotations
 
 from collections.abc import Sequence as Row
-from contextlib import ExitStack
 
 import numpy as np
 from torch import Tensor
@@ -33,19 +32,17 @@ class MTPDrafter:
         `hidden` [N, H] is what the head gave for that token."""
         for each in sequences:
             each.drafts = []
-        with ExitStack() as stack:
-            bound = [(n, each) for n, each in enumerate(sequences) if each.matcher is not None]
-            looks = [(n, stack.enter_context(Ahead(each))) for n, each in bound]
-            for j in range(count):
-                allowed = {n: look.allowed() for n, look in looks}
-                rows = [Scores(each, tuple(each.drafts), allowed.get(n)) for n, each in enumerate(sequences)]
-                tokens = sample(self._runner.scores(hidden), rows)
-                for each, token in zip(sequences, tokens, strict=True):
-                    each.drafts.append(token)
+        looks = [(n, Ahead(each)) for n, each in enumerate(sequences) if each.matcher is not None]
+        for j in range(count):
+            allowed = {n: look.allowed() for n, look in looks}
+            rows = [Scores(each, tuple(each.drafts), allowed.get(n)) for n, each in enumerate(sequences)]
+            tokens = sample(self._runner.scores(hidden), rows)
+            for each, token in zip(sequences, tokens, strict=True):
+                each.drafts.append(token)
+            if j + 1 < count:
                 for n, look in looks:
                     look.take(tokens[n], allowed[n])
-                if j + 1 < count:
-                    hidden = self._head.look_further(sequences, tokens, hidden, j + 1)
+                hidden = self._head.look_further(sequences, tokens, hidden, j + 1)
 
 
 class LookupDrafter:

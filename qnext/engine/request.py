@@ -104,7 +104,7 @@ class Reasoning:
 
 
 class Matcher(Protocol):
-    """A grammar on its way through one answer. It knows accepted tokens only; drafts are taken back."""
+    """A grammar on its way through one answer. It knows accepted tokens only; drafts are for its copies."""
 
     def allowed(self, room: int) -> np.ndarray:
         """Which ids may come next: bool [V'], V' at most the vocabulary (ids beyond may not). Never all
@@ -116,8 +116,8 @@ class Matcher(Protocol):
         """Take in a token that `allowed` named."""
         ...
 
-    def rollback(self, count: int) -> None:
-        """Forget the last `count` accepted tokens."""
+    def copy(self) -> Matcher:
+        """Another one at the same place, to go its own way."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 Made by `grammar_compiler`'s grammars, moved by the engine with one thread. Invariants: what it allows always
 leads on; once the room for the answer is scarce, it allows only what leaves enough of it to end in form;
-what it allows depends on the accepted tokens and the room alone, not on what was tried and taken back.
+what it allows depends on the accepted tokens and the room alone, not on where copies of it have gone.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ _CANDIDATES = 32  # so many tokens are tried one by one where the room is scarce
 class Place:
     """Where an answer is. `path` stands for all accepted tokens, the last of which is `token`; `state`:
     outside or inside a string of JSON; `depth`: brackets that are open; `lead`: newlines that may still come
-    before the answer; `fed`: the token is part of the grammar's text."""
+    before the answer."""
 
     path: int = 0
     token: int = -1
     state: int = OUTSIDE
     depth: int = 0
     lead: int = 0
-    fed: bool = True
     ended: bool = False
 
 
@@ -42,14 +41,23 @@ class Matcher:
     ) -> None:
         self._lexicon, self._core = lexicon, core
         self._reserve, self._far, self._taste = reserve, far, taste
-        self._places = [place]
+        self._place, self._before = place, place  # where it is, and was one token ago
         self._ways: dict[int, tuple[int, ...] | None] = {}  # by path: a short way to the end
+
+    def copy(self) -> Matcher:
+        """Another one at the same place, to go its own way. (`LLMatcher.rollback` is no way back: masks that
+        were asked for in between come again where they are wrong, as of llguidance 1.9.)"""
+        made = Matcher(
+            self._lexicon, self._core.deep_copy(), self._place, self._reserve, self._far, self._taste
+        )
+        made._before, made._ways = self._before, self._ways
+        return made
 
     def allowed(self, room: int) -> np.ndarray:
         """bool [V]: the ids that may come next, never none: exactly the end-of-answer ids once the answer is
         complete. `room` is how many tokens the answer may still have, this one included. Raises RuntimeError
         where the grammar meets its limits."""
-        place, mask = self._places[-1], np.zeros(self._lexicon.size, dtype=bool)
+        place, mask = self._place, np.zeros(self._lexicon.size, dtype=bool)
         if place.ended:
             mask[self._lexicon.eos] = True
             return mask
@@ -71,9 +79,9 @@ class Matcher:
     def accept(self, token: int) -> None:
         """Take in a token that `allowed` named; after the end, none matters. Raises ValueError for one that
         the grammar does not allow."""
-        place = self._places[-1]
+        place = self._place
         path = hash((place.path, token))
-        following = replace(place, path=path, token=token, fed=False)
+        following = replace(place, path=path, token=token)
         if place.ended or (token in self._lexicon.eos and self._core.is_accepting()):
             following = replace(following, ended=True)
         elif self._core.validate_tokens([token]) == 1:
@@ -86,18 +94,7 @@ class Matcher:
             if lead < 0:
                 raise ValueError(f"token {token} is not allowed here by the grammar of the answer")
             following = replace(following, lead=lead)
-        self._places.append(following)
-
-    def rollback(self, count: int) -> None:
-        """Forget the last `count` accepted tokens."""
-        if not 0 <= count < len(self._places):
-            raise ValueError(f"rollback of {count} tokens, but {len(self._places) - 1} were accepted")
-        kept = len(self._places) - count
-        fed = sum(place.fed for place in self._places[kept:])
-        del self._places[kept:]
-        if fed:
-            self._core.rollback(fed)
-            self._check()
+        self._before, self._place = place, following
 
     def _check(self) -> None:
         if self._core.is_error():
@@ -108,7 +105,7 @@ class Matcher:
         if room > self._far + self._reserve * (max(0, place.depth) + 1):
             return None
         if place.path not in self._ways:
-            known = self._ways.get(self._places[-2].path) if len(self._places) > 1 else None
+            known = self._ways.get(self._before.path)
             if known and known[0] == place.token:
                 known = known[1:]
             self._ways[place.path] = self._closing(self._core, place.state, room, known)

@@ -35,6 +35,7 @@ class Counting:
         assert token in (len(self.taken), self.END)
         self.taken.append(token)
 
-    def rollback(self, count: int) -> None:
-        assert 0 < count <= len(self.taken)
-        del self.taken[-count:]
+    def copy(self) -> Counting:
+        made = Counting(self.fails_at)
+        made.taken, made.rooms = list(self.taken), self.rooms
+        return made

@@ -42,8 +42,8 @@ def scores(chat: Chat, model: str) -> np.ndarray:
 def draw(
     chat: Chat, matcher: Matcher, liking: np.ndarray, room: int, seed: int, back: float = 0.1
 ) -> tuple[list[int], bool]:
-    """An answer of at most `room` tokens, some of them taken back at random on the way, and whether it has
-    ended. The end-of-answer token is not among them."""
+    """An answer of at most `room` tokens, with copies that go elsewhere on the way, and whether it has ended.
+    The end-of-answer token is not among them."""
     rng, chance = np.random.default_rng(seed), random.Random(seed)
     ids: list[int] = []
     while len(ids) < room:
@@ -52,13 +52,14 @@ def draw(
         wanted = np.where(allowed, liking[: len(allowed)] + rng.gumbel(size=len(allowed)), -np.inf)
         token = int(wanted.argmax())
         if chance.random() < back:
-            matcher.accept(token)
+            other = matcher.copy()
+            other.accept(token)
             if token not in chat.eos_token_ids and room - len(ids) > 1:
-                again = matcher.allowed(room - len(ids) - 1)
-                matcher.accept(int(rng.choice(np.flatnonzero(again))))
-                matcher.rollback(1)
-                assert np.array_equal(matcher.allowed(room - len(ids) - 1), again)
-            matcher.rollback(1)
+                again = other.allowed(room - len(ids) - 1)
+                further = other.copy()
+                further.accept(int(rng.choice(np.flatnonzero(again))))
+                further.allowed(room)
+                assert np.array_equal(other.allowed(room - len(ids) - 1), again)
             assert np.array_equal(matcher.allowed(room - len(ids)), allowed)
         if token in chat.eos_token_ids:
             matcher.accept(token)

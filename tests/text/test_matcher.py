@@ -165,7 +165,7 @@ def test_ample_room_narrows_nothing() -> None:
 
 
 def test_what_was_tried_changes_nothing() -> None:
-    """As when drafts are judged: some places are looked at, taken back, and come to again."""
+    """As when drafts are judged: copies look at some places, some of which are come to later."""
     schema = {
         "type": "object",
         "properties": {"a": {"pattern": "^(ab)*c@[0-9]+$"}, "b": {}},
@@ -179,14 +179,39 @@ def test_what_was_tried_changes_nothing() -> None:
             assert np.array_equal(busy.allowed(room), allowed)
             tokens = rng.choice(np.flatnonzero(allowed), size=3)
             for other in tokens.tolist():
-                busy.accept(other)
+                copy = busy.copy()
+                copy.accept(other)
                 if room > 1:
-                    busy.accept(int(np.flatnonzero(busy.allowed(room - 1))[-1]))
-                    busy.rollback(1)
-                busy.rollback(1)
+                    copy.accept(int(np.flatnonzero(copy.allowed(room - 1))[-1]))
+                    copy.allowed(room)
             calm.accept(int(tokens[0]))
             busy.accept(int(tokens[0]))
             room -= 1
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_three_guesses_ahead_of_each_token_change_nothing(seed: int) -> None:
+    """Names that begin alike, some of which are looked at and then not taken: `LLMatcher.rollback` gives wrong
+    masks for ten of these seeds."""
+    rng = np.random.default_rng(seed)
+    names = ["owner", "name", "age", "note", "order", "open", "number", "own"]
+    digit = {"type": "integer", "minimum": 0, "maximum": 9}
+    kinds = [{"type": "string", "maxLength": 1}, {"type": "boolean"}, {"type": "null"}, digit]
+    inner = {name: kinds[rng.integers(4)] for name in names}
+    compiled = grammar(
+        tiny(), schema={"type": "object", "properties": inner, "required": [], "additionalProperties": False}
+    )
+    calm, busy = compiled.start(), compiled.start()
+    for _ in range(24):
+        allowed = calm.allowed(999)
+        assert np.array_equal(busy.allowed(999), allowed)
+        ahead = busy.copy()
+        for _ in range(3):
+            ahead.accept(int(rng.choice(np.flatnonzero(ahead.allowed(999)))))
+        ahead.allowed(999)
+        token = int(rng.choice(np.flatnonzero(allowed)))
+        calm.accept(token)
+        busy.accept(token)
 
 
 def complete() -> Matcher:
@@ -195,7 +220,7 @@ def complete() -> Matcher:
     return matcher
 
 
-def test_the_end_is_every_end_token_and_can_be_taken_back() -> None:
+def test_the_end_is_every_end_token() -> None:
     eos = tiny().eos_token_ids
     assert len(eos) > 1
     for token in eos:
@@ -204,8 +229,6 @@ def test_the_end_is_every_end_token_and_can_be_taken_back() -> None:
         matcher.accept(token)
         matcher.accept(17)  # after the end, nothing matters
         assert np.flatnonzero(matcher.allowed(9)).tolist() == sorted(eos)
-        matcher.rollback(3)
-        assert [text([i]) for i in np.flatnonzero(matcher.allowed(9))] == ["1"]
 
 
 def test_misuse_is_an_error() -> None:
@@ -213,8 +236,6 @@ def test_misuse_is_an_error() -> None:
     with pytest.raises(ValueError, match="token 17 is not allowed here"):
         matcher.accept(17)
     assert matcher.allowed(9).any()
-    with pytest.raises(ValueError, match="rollback of 2 tokens, but 1 were accepted"):
-        matcher.rollback(2)
     open_end = grammar(tiny(), schema={"const": 1}).start()
     with pytest.raises(ValueError, match="not allowed"):
         open_end.accept(tiny().eos_token_ids[0])
