@@ -3,8 +3,8 @@
     python benchmarks/structured.py [pairs] [MODEL] [guesses]
 
 As many guesses are made as pay, which may be none, or always `guesses`. Half of the answers are greedy,
-half are drawn at a high temperature; lengths are 60 to 200 tokens. Prints one JSON line: answers, valid ones (by the
-`jsonschema` library), answers that ended at the length limit, and the share of right guesses.
+half are drawn at a high temperature; lengths are 60 to 200 tokens. Prints one JSON line: answers, valid ones
+(by the `jsonschema` library), answers that ended at the length limit, and the share of right guesses.
 """
 
 from __future__ import annotations
