@@ -191,8 +191,8 @@ def test_what_was_tried_changes_nothing() -> None:
 
 @pytest.mark.parametrize("seed", range(24))
 def test_three_guesses_ahead_of_each_token_change_nothing(seed: int) -> None:
-    """Names that begin alike, some of which are looked at and not taken: `LLMatcher.rollback` gives wrong masks
-    for ten of these seeds."""
+    """Names that begin alike, some looked at and not taken: `LLMatcher.rollback` fails for nine of these
+    seeds."""
     rng = np.random.default_rng(seed)
     names = ["owner", "name", "age", "note", "order", "open", "number", "own"]
     digit = {"type": "integer", "minimum": 0, "maximum": 9}
