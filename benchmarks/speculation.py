@@ -57,10 +57,8 @@ LONG = 0.2  # as take so many seconds without guesses
 PROBE = 256  # tokens that tell how long a turn should be
 WARM_UP = 6  # rounds that do not count: kernels, kept prompts, and what guesses cost
 ENGINES = 4  # of each kind
-BEHIND, TOLD = (
-    0.93,
-    0.2,
-)  # what a fixed number reaches of the best one that plays no more, by that share of the time
+BEHIND = 0.93  # of the best fixed number: one that reaches less plays no more
+TOLD = 0.2  # of the time, before that is judged
 
 Turn = tuple[int, float]  # tokens, and seconds
 

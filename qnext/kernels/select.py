@@ -26,7 +26,7 @@ def must_compile(device: str) -> bool:
         return False
     from .cpu.jit import folder
 
-    return not folder().exists()
+    return not any(folder().rglob("*.nbc"))  # as Numba names compiled code
 
 
 def _plain() -> bool:

@@ -37,6 +37,8 @@ def test_kernels_are_to_be_compiled_until_some_are_there(
     monkeypatch.setattr(jit, "folder", lambda: tmp_path / "kernels")
     assert must_compile("cpu") and not must_compile("cuda")
     (tmp_path / "kernels").mkdir()
+    assert must_compile("cpu")
+    (tmp_path / "kernels" / "some.nbc").touch()
     assert not must_compile("cpu")
     monkeypatch.setattr(jit, "folder", lambda: tmp_path / "others")
     monkeypatch.setenv("QNEXT_KERNELS", "reference")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -116,3 +117,16 @@ def test_a_part_is_compiled_into_its_callers_alone() -> None:
         engine = inner.library.codegen._engine
         found.append((made, engine.is_symbol_defined(inner.fndesc.llvm_func_name)))
     assert found == [(285, True), (285, False)]
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_garbage_is_looked_for_again_after_compiling(collects: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        with pytest.raises(KeyError), jit.compiling():
+            assert not gc.isenabled()
+            raise KeyError("a compiler's error")
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()
