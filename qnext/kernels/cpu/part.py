@@ -13,7 +13,28 @@ from numba import _dynfunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_machinery import register_pass
-from numba.core.typed_passes import NativeLowering
+from numba.core.typed_passes import InlineOverloads, NativeLowering, NopythonRewrites
+from numba.core.untyped_passes import (
+    FindLiterallyCalls,
+    InlineClosureLikes,
+    LiteralUnroll,
+    MakeFunctionToJitFunction,
+    RewriteDynamicRaises,
+    WithLifting,
+)
+
+# Passes over what kernels never have: closures, contexts, errors with values, arrays. Each goes through a
+# whole part, and most have it analysed anew.
+IDLE = {
+    FindLiterallyCalls,
+    InlineClosureLikes,
+    InlineOverloads,
+    LiteralUnroll,
+    MakeFunctionToJitFunction,
+    NopythonRewrites,
+    RewriteDynamicRaises,
+    WithLifting,
+}
 
 
 class _Library(JITCodeLibrary):
@@ -56,5 +77,6 @@ class Part(Compiler):
             pipeline.passes = [
                 (_Lowering, text) if passed is NativeLowering else (passed, text)
                 for passed, text in pipeline.passes
+                if passed not in IDLE
             ]
         return pipelines

@@ -1,9 +1,12 @@
-"""Without OpenMP's library kernels are slower, and say so once, naming what to install."""
+"""Without OpenMP's library kernels are slower, and say so once; torch keeps its own number of threads."""
 
 from __future__ import annotations
 
 import importlib
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -29,3 +32,28 @@ def test_a_library_that_is_there_is_not_mentioned(caplog: pytest.LogCaptureFixtu
     jit.warn_of_slow_threads.cache_clear()
     jit.warn_of_slow_threads()
     assert not caplog.records
+
+
+PROGRAM = """
+import torch
+
+torch.set_num_threads(1)
+import numba
+
+from qnext.kernels.cpu import jit
+
+assert numba.get_num_threads() == 3
+print(torch.get_num_threads())
+"""
+
+
+def test_torchs_threads_are_left_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "NUMBA_NUM_THREADS": "3"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    assert done.stdout == "1\n"
