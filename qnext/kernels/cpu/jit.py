@@ -1,4 +1,4 @@
-"""How the CPU kernels are compiled: by Numba, in threads of OpenMP, kept on disk for the next start.
+"""How the CPU kernels are compiled: by Numba, and kept on disk for the next start.
 
 Called by every kernel module. Invariant: what was compiled for other sources, another instruction set or
 another Numba is never loaded.
@@ -57,7 +57,7 @@ def folder(package: Path | None = None) -> Path:
 
 @cache
 def warn_of_slow_threads() -> None:
-    """Numba's threads are OpenMP's where the system has its library; else others take its place."""
+    """Weights are rounded in Numba's threads: OpenMP's where the system has its library, slower ones else."""
     if importlib.util.find_spec("numba.np.ufunc.omppool") is not None:
         try:
             importlib.import_module("numba.np.ufunc.omppool")
@@ -65,7 +65,7 @@ def warn_of_slow_threads() -> None:
         except ImportError:
             pass
     log.warning(
-        "kernels run up to twice as slowly without OpenMP's library: install libgomp "
+        "weights are quantised up to twice as slowly without OpenMP's library: install libgomp "
         "(the package is libgomp1 on Debian, libgomp on Fedora)"
     )
 

@@ -1,4 +1,4 @@
-"""Without OpenMP's library kernels are slower, and say so once; torch keeps its own number of threads."""
+"""Without OpenMP's library weights are rounded slower, and this is said once; torch keeps its own threads."""
 
 from __future__ import annotations
 
