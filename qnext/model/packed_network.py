@@ -153,8 +153,8 @@ class PackedQwen3Next:
         self.mtp = PackedMTP(within(parts, "mtp."), config) if config.mtp_layers else None
         self._frequencies = torch.stack([frequencies(config, stretched=each) for each in (False, True)])
         self._scale = config.rope_scaling.scale if config.rope_scaling else 1.0
-        self.threads = min(torch.get_num_threads(), numba.get_num_threads())
         self._workspace = Workspace()
+        self.threads = min(torch.get_num_threads(), numba.get_num_threads())
         self._tapes = Tapes(self._workspace)
         self._steady = all(layer.steady for layer in (*self.layers, *([self.mtp.layer] if self.mtp else [])))
 

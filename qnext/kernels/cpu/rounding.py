@@ -15,7 +15,7 @@ from numba import prange
 from torch import Tensor
 
 from ..packed import ROWS, ZERO, Packed
-from .jit import inline, kernel
+from .jit import inline, kernel, start_threads
 
 # A group's scale is its largest number over one of these. The lowest code, -8, has no counterpart, so some
 # groups do better on the other side, and many with a smaller scale, which cuts off the largest number.
@@ -44,6 +44,7 @@ def round_into(packed: Packed, floats: Tensor, table: Tensor, importance: Tensor
     source = floats if floats.dtype == torch.bfloat16 else floats.float()
     divisors = DIVISORS[packed.kind] if importance is not None else DIVISORS[packed.kind][:1]
     costs = torch.ones(1, 1) if importance is None else importance.float().contiguous()
+    start_threads()
     _round(
         source.contiguous().view(torch.uint16).numpy(),
         source.itemsize // 2,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .jit import start_threads
 from .task import Task
 from .team import Team
 
@@ -26,6 +27,7 @@ class Workspace:
     here, by its `team`, so that a `Tape` can have their `calls`: each with the job that it points to."""
 
     def __init__(self) -> None:
+        start_threads()
         self.team, self.moves = Team(), 0
         self.calls: list[tuple[array[int], array[int]]] | None = None
         self._pieces: dict[str, tuple[int, int, Tensor]] = {}  # address, bytes, what owns them
