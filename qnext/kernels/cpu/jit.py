@@ -19,7 +19,6 @@ from typing import Any
 
 import numba
 import platformdirs
-import torch
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -28,16 +27,6 @@ from .part import Part
 
 log = logging.getLogger(__name__)
 PLAIN: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}
-
-
-@cache
-def start_threads() -> None:
-    """Numba starts its threads when it is first asked how many they are, and tells OpenMP their number. Torch
-    would take that for its own: as many again, which look for work while kernels run. Call this before; not
-    when something is imported, as what is forked after it cannot have threads of its own."""
-    before = torch.get_num_threads()
-    numba.get_num_threads()
-    torch.set_num_threads(before)
 
 
 @cache

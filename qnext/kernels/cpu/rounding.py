@@ -15,7 +15,8 @@ from numba import prange
 from torch import Tensor
 
 from ..packed import ROWS, ZERO, Packed
-from .jit import inline, kernel, start_threads
+from .jit import inline, kernel
+from .team import start_threads
 
 # A group's scale is its largest number over one of these. The lowest code, -8, has no counterpart, so some
 # groups do better on the other side, and many with a smaller scale, which cuts off the largest number.

@@ -14,6 +14,7 @@ import platform
 import threading
 import weakref
 from array import array
+from functools import cache
 from typing import Any
 
 import numba
@@ -64,6 +65,16 @@ def give_way(build: Build) -> None:
     """Let another thread have this core, if one wants it."""
     if os.name == "posix":
         build.call(cgutils.get_or_insert_function(build.module, ir.FunctionType(I32, []), "sched_yield"), [])
+
+
+@cache
+def start_threads() -> None:
+    """Numba starts its threads when it is first asked how many they are, and tells OpenMP their number. Torch
+    would take that for its own: as many again, which look for work while kernels run. Call this before; not
+    when something is imported, as what is forked after it cannot have threads of its own."""
+    before = torch.get_num_threads()
+    numba.get_num_threads()
+    torch.set_num_threads(before)
 
 
 def leave_cores_to_kernels() -> None:

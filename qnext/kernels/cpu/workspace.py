@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .jit import start_threads
 from .task import Task
-from .team import Team
+from .team import Team, start_threads
 
 LINE = 64
 KINDS = 64  # shapes of a piece that are remembered

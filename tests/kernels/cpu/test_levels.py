@@ -14,7 +14,7 @@ import pytest
 from qnext.kernels.cpu import isa
 
 HERE = Path(__file__)
-OTHERS = ("isa", "jit", "pairs", "team", "threads", "workspace")  # the same on all levels
+OTHERS = ("isa", "jit", "pairs", "rounding", "team", "threads", "workspace")  # the same on all levels
 ONCE = {HERE.name, *(f"test_{name}.py" for name in OTHERS)}
 FILES = sorted(path.name for path in HERE.parent.glob("test_*.py") if path.name not in ONCE)
 LOWER = [level for level in isa.LEVELS if level != isa.level() and isa.has(level)]
