@@ -23,8 +23,8 @@ from numba.core.untyped_passes import (
     WithLifting,
 )
 
-# Passes over what kernels never have: closures, contexts, errors with values, arrays. Each goes through a
-# whole part, and most have it analysed anew.
+# Passes over what parts never have: closures, contexts, errors with values, sums of whole arrays. Each goes
+# through all of a part, and most have it analysed anew.
 IDLE = {
     FindLiterallyCalls,
     InlineClosureLikes,
