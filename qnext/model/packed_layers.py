@@ -46,14 +46,20 @@ class PackedDeltaNet:
         )
 
     def __call__(
-        self, x_TH: Tensor, inputs: Rows, step: PackedStep, conv: Tensor | None, delta: DeltaCache | None
+        self,
+        x_TH: Tensor,
+        inputs: Rows,
+        step: PackedStep,
+        conv: Tensor | None,
+        delta: DeltaCache | None,
+        out_TH: Tensor,
     ) -> Tensor:
-        """`x` plus the mixer of `inputs`, which are `x` normalised."""
-        projected = step.product(inputs, self.qkvz, "qkvz")
+        """`x` plus the mixer of `inputs`, which are `x` normalised, in `out`."""
+        projected = step.product(inputs, self.qkvz, "projected")
         gates = step.product(inputs, self.ba, "ba")[:, : self.gates]
         mixed = step.workspace.take("mixed", (len(x_TH), self.values), torch.float32)
         delta_net(projected, gates, self.weights, step.packing, conv, delta, mixed, step.workspace)
-        return step.product(step.rows(mixed), self.out, "half", add=x_TH)
+        return step.product(step.rows(mixed), self.out, out_TH, add=x_TH)
 
 
 class PackedAttention:
@@ -79,10 +85,15 @@ class PackedAttention:
         )
 
     def __call__(
-        self, x_TH: Tensor, inputs: Rows, step: PackedStep, cache: tuple[Tensor, Tensor] | None
+        self,
+        x_TH: Tensor,
+        inputs: Rows,
+        step: PackedStep,
+        cache: tuple[Tensor, Tensor] | None,
+        out_TH: Tensor,
     ) -> Tensor:
-        """`x` plus the mixer of `inputs`, which are `x` normalised."""
-        projected = step.product(inputs, self.qgkv, "qgkv", add=self.bias)
+        """`x` plus the mixer of `inputs`, which are `x` normalised, in `out`."""
+        projected = step.product(inputs, self.qgkv, "projected", add=self.bias)
         mixed = step.workspace.take("mixed", (len(x_TH), self.values), torch.float32)
         gated_attention(
             projected,
@@ -96,7 +107,7 @@ class PackedAttention:
         )
         if self.out_bias is not None:
             x_TH = x_TH + self.out_bias
-        return step.product(step.rows(mixed), self.out, "half", add=x_TH)
+        return step.product(step.rows(mixed), self.out, out_TH, add=x_TH)
 
     def read(self, inputs: Rows, step: PackedStep, cache: tuple[Tensor, Tensor]) -> None:
         """See `attention.GatedAttention.read`."""

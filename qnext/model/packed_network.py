@@ -93,12 +93,15 @@ class PackedLayer:
         conv: Tensor | None,
         delta: DeltaCache | None,
     ) -> Tensor:
-        inputs = step.rows(x_TH, self.norms[0], self.eps)
-        if isinstance(self.mixer, PackedDeltaNet):
-            x_TH = self.mixer(x_TH, inputs, step, conv, delta)
-        else:
-            x_TH = self.mixer(x_TH, inputs, step, kv)
-        return self.mlp(x_TH, step.rows(x_TH, self.norms[1], self.eps), step)
+        mixed_TH = step.between(x_TH)
+        for span, piece in step.pieces:
+            own, out = x_TH[span], mixed_TH[span]
+            inputs = piece.rows(own, self.norms[0], self.eps)
+            if isinstance(self.mixer, PackedDeltaNet):
+                self.mixer(own, inputs, piece, conv, delta, out)
+            else:
+                self.mixer(own, inputs, piece, kv, out)
+        return self.mlp(mixed_TH, step.rows(mixed_TH, self.norms[1], self.eps), step)
 
 
 class PackedMTP:
@@ -249,7 +252,7 @@ class PackedQwen3Next:
         """`make(step, *rows)`: from a tape where no piece is longer and there are caches, `owner`'s."""
         if owner is None or routing is not None or not self._steady or max(packing.lengths) > longest:
             self._set_threads()
-            return make(self._begin(packing, ids_T, routing), *rows)
+            return make(self._begin(packing, ids_T, routing, cut=owner is not None), *rows)
         check(ids_T, len(self.embedding))
         places, ids = lay_down(packing, self._workspace), self._lay("ids", ids_T)
         rows = tuple(self._lay(f"row {i}", row) for i, row in enumerate(rows))
@@ -270,7 +273,9 @@ class PackedQwen3Next:
         """A copy in the workspace."""
         return self._workspace.lay(name, rows.numpy())
 
-    def _begin(self, packing: Packing, ids_T: Tensor, routing: Routing | None = None) -> PackedStep:
+    def _begin(
+        self, packing: Packing, ids_T: Tensor, routing: Routing | None = None, *, cut: bool = False
+    ) -> PackedStep:
         """The surroundings of a forward, with what it begins with."""
         workspace, stretched = self._workspace, packing.stretched
         shape = (len(ids_T), self._frequencies.shape[1])
@@ -278,6 +283,6 @@ class PackedQwen3Next:
         which = None if stretched is None else stretched.long()
         kinds = self._frequencies[1:] if which is None else self._frequencies
         rotary = turn(packing.positions, which, kinds, self._scale, (cos, sin), workspace)
-        out = workspace.take("embedded", (len(ids_T), self.config.hidden_size), torch.float32)
+        out = workspace.take("whole", (len(ids_T), self.config.hidden_size), torch.float32)
         embedded = embed(ids_T, self.embedding, out, workspace)
-        return PackedStep(packing, embedded, rotary, workspace, self.activations == "int8", routing)
+        return PackedStep(packing, embedded, rotary, workspace, self.activations == "int8", routing, cut)

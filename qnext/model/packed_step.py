@@ -7,12 +7,15 @@ workspace, the weights and the caches, so that calls of a step that was laid dow
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qnext.kernels.cpu.delta_chunk import CHUNK
 from qnext.kernels.cpu.inputs import Inputs
 from qnext.kernels.cpu.linear import Matrix, linear, normalise
 from qnext.kernels.cpu.workspace import Workspace
@@ -20,11 +23,14 @@ from qnext.kernels.cpu.workspace import Workspace
 from .layers import Routing
 from .packing import Arrays, Packing
 
+PIECE = 512  # tokens
+
 
 @dataclass(frozen=True, eq=False)
 class PackedStep:
     """One forward's surroundings: see `layers.Step`; `embedded` [T, H] fp32 are the rows of its token ids.
-    With `coded`, inputs of quantised matrices are rounded to 8 bits; else all products are exact."""
+    With `coded`, inputs of quantised matrices are rounded to 8 bits; else all products are exact. `cut`
+    allows that mixers take the row piece by piece."""
 
     packing: Packing
     embedded: Tensor
@@ -32,6 +38,22 @@ class PackedStep:
     workspace: Workspace
     coded: bool
     routing: Routing | None = None
+    cut: bool = False
+
+    @cached_property
+    def pieces(self) -> list[tuple[slice, PackedStep]]:
+        """What mixers take at a time, and where it is in the row: little enough that what lies between their
+        products stays small, and near, while a product is still worth the reading of its weights."""
+        if not self.cut or len(self.embedded) <= PIECE:
+            return [(slice(len(self.embedded)), self)]
+        rows = self.packing.cut(PIECE, CHUNK)
+        ends = list(accumulate((row.total for row in rows), initial=0))
+        spans = [slice(*span) for span in pairwise(ends)]
+        cos, sin = self.rotary
+        return [
+            (span, replace(self, packing=row, embedded=self.embedded[span], rotary=(cos[span], sin[span])))
+            for span, row in zip(spans, rows, strict=True)
+        ]
 
     def product(self, inputs: Rows, weight: Matrix, out: str | Tensor, add: Tensor | None = None) -> Tensor:
         """`inputs @ weight.T` (+ `add`) in `out`, or a buffer of that name -> [T, rows of whole blocks]."""
@@ -40,9 +62,13 @@ class PackedStep:
         return linear(inputs.ready(weight), weight, out, add=add)
 
     def normed(self, x_TH: Tensor, norm: Tensor, eps: float, out_TH: Tensor | None = None) -> Tensor:
-        """Rows normalised, in `out` or a buffer."""
-        out = self.workspace.take("normed", tuple(x_TH.shape), torch.float32) if out_TH is None else out_TH
+        """Rows normalised, in `out` or where rows are between the halves of a layer."""
+        out = self.between(x_TH) if out_TH is None else out_TH
         return normalise(x_TH, norm, eps, out, self.workspace)
+
+    def between(self, x_TH: Tensor) -> Tensor:
+        """Room for such rows between the halves of a layer."""
+        return self.workspace.take("half", tuple(x_TH.shape), torch.float32)
 
     def rows(self, x_TH: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> Rows:
         return Rows(x_TH, self.workspace, self.coded, norm, eps)

@@ -7,7 +7,7 @@ kernels that mix tokens. Invariant: tokens of one sequence never touch those of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
@@ -141,6 +141,49 @@ class Packing:
             torch.tensor(index, device=device),
             torch.tensor(own, device=device),
             (pair(drafted), torch.tensor(rows, dtype=torch.long, device=device)),
+        )
+
+    def cut(self, most: int, unit: int) -> list[Packing]:
+        """The same tokens in rows of no more than `most` (but that drafts are not parted), to be run one
+        after the other on the same caches. Sequences are cut after whole `unit`s; `most` has some."""
+        size = -(-self.total // -(-self.total // most) // unit) * unit  # rows are about as long
+        rows: list[list[tuple[int, int, int]]] = [[]]  # sequence, and which of its tokens
+        room = size
+        for n, (length, drafts) in enumerate(zip(self.lengths, self.drafts, strict=True)):
+            begin = 0
+            while begin < length:
+                end = begin + room // unit * unit
+                if length <= begin + room or length - drafts < end:
+                    end = length
+                if end > begin:
+                    rows[-1].append((n, begin, end))
+                    begin, room = end, room - (end - begin)
+                else:
+                    rows.append([])
+                    room = size
+        return [self] if len(rows) == 1 else [self._part(row) for row in rows]
+
+    def _part(self, row: list[tuple[int, int, int]]) -> Packing:
+        """Of sequences that follow each other, some tokens of the first and the last."""
+        first, (last, _, end), arrays = row[0][0], row[-1], self.arrays
+        tokens = slice(self.starts[first] + row[0][1], self.starts[last] + end)
+        held = slice(first, last + 1)
+        others = zip(arrays[1:], (held, held, tokens, tokens), strict=True)
+        return replace(
+            self,
+            lengths=tuple(end - begin for _, begin, end in row),
+            contexts=tuple(self.contexts[n] + begin for n, begin, _ in row),
+            arrays=Arrays(
+                arrays.positions[tokens], *(None if each is None else each[own] for each, own in others)
+            ),
+            drafts=tuple(self.drafts[n] if end == self.lengths[n] else 0 for n, _, end in row),
+            replays=tuple(0 if begin else self.replays[n] for n, begin, _ in row),
+            saves=tuple(
+                (n - first, count - begin, slot)
+                for n, begin, end in row
+                for sequence, count, slot in self.saves
+                if sequence == n and begin < count <= end
+            ),
         )
 
     @classmethod

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from qnext.kernels.packed import BITS
+from qnext.model import packed_step
 from qnext.model.layers import Routing
 from qnext.model.network import load_network
 from qnext.model.packed_layers import PackedMoE
-from qnext.model.packed_network import PackedQwen3Next
+from qnext.model.packed_network import Activations, PackedQwen3Next
 from qnext.model.packing import Packing
 from qnext.model.state import State
 from qnext.models import locate
@@ -80,6 +81,30 @@ def test_several_sequences_and_caches() -> None:
         assert torch.equal(packed(torch.cat((some, ids[:1])), both, beside)[:length], hidden)
         beside.clear(1)
         at += length
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activations", ["exact", "int8"])
+def test_mixers_take_long_rows_piece_by_piece(
+    shape: dict[str, Any], activations: Activations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, caches and copies of states included."""
+    packed = packed_tiny("int4", activations, **shape)
+    ids, found = token_ids(330), []
+    pages = [list(range(16)), [16], list(range(17, 23)), list(range(23, 32))]
+    more = {"replays": [0, 1, 0, 0], "drafts": [0, 0, 0, 2], "saves": [(0, 128, 4), (0, 150, 5), (3, 64, 6)]}
+    for size in (1024, 128):
+        monkeypatch.setattr(packed_step, "PIECE", size)
+        states = State.allocate(packed.config, pages=32, page_size=16, slots=7, dtype=torch.float32, drafts=2)
+        states.pages.zero_()
+        before = Packing.cached([60, 3], [0, 0], pages[:2], [0, 1], 16, drafts=[0, 1])
+        packed(ids[:63], before, states)
+        row = Packing.cached([150, 1, 49, 130], [60, 3, 0, 0], pages, [0, 1, 2, 3], 16, **more)  # type: ignore[arg-type]
+        found.append((packed(ids, row, states), states))
+    (one, whole), (other, cut) = found
+    assert torch.equal(one, other) and torch.equal(whole.pages, cut.pages)
+    assert all(map(torch.equal, whole.slotted, cut.slotted))
 
 
 @torch.inference_mode()

@@ -86,3 +86,37 @@ def test_without_drafts_there_is_no_window() -> None:
     assert Packing.of([2, 3]).window is None
     plain = Packing.cached([1, 1], [4, 4], [[0], [1]], [0, 1], 8)
     assert plain.window is None and plain.drafts == plain.replays == (0, 0) and plain.saves == ()
+
+
+sequences = st.tuples(st.integers(1, 90), st.integers(0, 30), st.integers(0, 3), st.integers(0, 3))
+
+
+@given(st.lists(sequences, min_size=1, max_size=5), st.integers(1, 3), st.integers(1, 16))
+def test_a_row_is_cut_into_the_same_tokens(
+    given: list[tuple[int, int, int, int]], units: int, unit: int
+) -> None:
+    lengths, contexts, drafts, replays = zip(*given, strict=True)
+    drafts = tuple(map(min, drafts, (length - 1 for length in lengths)))
+    pages = [[100 * n + i for i in range(40)] for n in range(len(lengths))]
+    saves = [(n, count, 9) for n, length in enumerate(lengths) for count in {1, length // 2, length} - {0}]
+    more = {"drafts": drafts, "replays": replays, "saves": saves, "first": 1}
+    whole = Packing.cached(lengths, contexts, pages, range(len(lengths)), 4, **more)  # type: ignore[arg-type]
+    rows, slots = whole.cut(units * unit, unit), whole.arrays.slots
+    assert slots is not None
+    assert [x for row in rows for x in row.positions.tolist()] == whole.positions.tolist()
+    assert [x for row in rows for x in row.cells.tolist()] == whole.cells.tolist()  # type: ignore[union-attr]
+    assert {row.first for row in rows} == {1}
+    done, left = dict.fromkeys(range(len(lengths)), 0), []
+    for row in rows:
+        assert row.total <= units * unit + sum(row.drafts)
+        table, held = row.table.tolist(), row.pages
+        assert held is not None and len(held) == len(table) == len(row.lengths)
+        left += [(table[n][3], done[table[n][3]] + count, slot) for n, count, slot in row.saves]
+        for (_, length, context, n, some, replayed), own in zip(table, held.tolist(), strict=True):
+            assert own == pages[n] and context == contexts[n] + done[n]
+            assert replayed == (0 if done[n] else replays[n])
+            done[n] += length
+            assert some == (drafts[n] if done[n] == lengths[n] else 0)
+            assert done[n] == lengths[n] or done[n] % unit == 0
+    assert list(done.values()) == list(lengths)
+    assert sorted(left) == sorted(saves)

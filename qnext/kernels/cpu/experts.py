@@ -27,6 +27,7 @@ from .tiles import DESK, SPARE, leave_unit, take_unit, tiled
 from .workspace import Workspace
 
 BLOCK = 256  # tokens of one expert that are multiplied at a time: they stay in a core's cache
+WAVE = 4096  # pairs, about, that are floats between the products at a time, before they are codes
 FEW = 16  # tokens whose experts one thread chooses sooner than two
 
 
@@ -104,7 +105,8 @@ def mix(
     assert out_TH.dtype == residual_TH.dtype == torch.float32
     assert out_TH.is_contiguous() and residual_TH.is_contiguous()
     width, groups = down.width, down.address[3] if coded else 0
-    floats = workspace.address("experts.floats", 4 * pairs * width)
+    wave = WAVE if coded else pairs
+    floats = workspace.address("experts.floats", 4 * min(pairs, wave + tokens) * width)
     mid = (
         width,
         workspace.address("experts.codes", (pairs + SPARE) * width) if coded else floats,
@@ -140,7 +142,9 @@ def mix(
         code_of(down.bits, coded).address,
         coded,
     )
-    workspace.run(mixture, array("q", numbers), threads)
+    for low in range(0, pairs, wave):
+        workspace.run(widening, array("q", (*numbers, low, min(low + wave, pairs))), threads)
+    workspace.run(narrowing, array("q", (*numbers, 0, pairs)), threads)
     return out_TH
 
 
@@ -273,6 +277,8 @@ class Mixing(NamedTuple):
     desks: int
     code: int
     coded: int
+    low: int
+    high: int
 
 
 read_mixing = reader(Mixing)
@@ -297,8 +303,11 @@ def gather(
 
 
 @inline
-def widen(job: Mixing, weight: tuple[int, ...], begin: int, end: int, part: tuple[int, ...]) -> None:
-    """silu(gate x) * (up x) for the pairs of one expert, in a thread's part of the columns, into `floats`."""
+def widen(
+    job: Mixing, weight: tuple[int, ...], base: int, begin: int, end: int, part: tuple[int, ...]
+) -> None:
+    """silu(gate x) * (up x) for the pairs of one expert, in a thread's part of the columns, into `floats`,
+    which are those of `base` and later pairs."""
     low, high, here, desk = part
     x = (job.width, job.rows, job.row_scales, job.row_sums)
     for first in range(begin, end, job.block):
@@ -308,7 +317,8 @@ def widen(job: Mixing, weight: tuple[int, ...], begin: int, end: int, part: tupl
         for b in range(low, high, some):
             dot(job.code, weight, own, 2 * b, 2 * some, 0, count, here, 128 * some, desk)
             for i in range(count):
-                at, to = here + 128 * some * i, job.floats + 4 * (first + i) * job.mid_width + 64 * b
+                at = here + 128 * some * i
+                to = job.floats + 4 * (first + i - base) * job.mid_width + 64 * b
                 for c in range(some):
                     store(to + 64 * c, silu(load(at + 128 * c)) * load(at + 128 * c + 64))
 
@@ -341,22 +351,36 @@ def share_of(job: Mixing, blocks: int, thread: int, threads: int) -> tuple[int, 
     return blocks * thread // threads, blocks * (thread + 1) // threads, here, desk
 
 
+@inline
+def first_pair(job: Mixing, least: int) -> int:
+    """Of the first expert whose pairs begin there or later."""
+    at = job.begins
+    if least == job.pairs:
+        at += 8 * job.experts
+    while word(at) < least:
+        at += 8
+    found: int = word(at)
+    return found
+
+
 def widen_all(address: int, thread: int, threads: int) -> None:
     job = read_mixing(address)
-    part = share_of(job, job.inner, thread, threads)
+    part, base = share_of(job, job.inner, thread, threads), first_pair(job, job.low)
     take_unit(job.desks)
     for e in range(job.experts):
         begin, end, at = word(job.begins + 8 * e), word(job.begins + 8 * e + 8), job.up_at + 16 * e
-        if begin < end:
+        if begin < end and job.low <= begin < job.high:
             weight = (word(at), word(at + 8), job.up_size, job.up_groups, job.up_group)
-            widen(job, weight, begin, end, part)
+            widen(job, weight, base, begin, end, part)
     leave_unit(job.desks)
 
 
 def round_all(address: int, thread: int, threads: int) -> None:
     job = read_mixing(address)
-    for p in range(job.pairs * thread // threads, job.pairs * (thread + 1) // threads):
-        row, at = job.floats + 4 * p * job.mid_width, 4 * p * job.down_groups
+    base, end = first_pair(job, job.low), first_pair(job, job.high)
+    count = end - base
+    for p in range(base + count * thread // threads, base + count * (thread + 1) // threads):
+        row, at = job.floats + 4 * (p - base) * job.mid_width, 4 * p * job.down_groups
         for i in range(job.inner, job.mid_width // 16):
             store(row + 64 * i, fill(np.float32(0)))
         if job.coded:
@@ -379,4 +403,4 @@ def narrow_all(address: int, thread: int, threads: int) -> None:
     leave_unit(job.desks)
 
 
-mixture = Task(widen_all, round_all, narrow_all)
+widening, narrowing = Task(widen_all, round_all), Task(narrow_all)

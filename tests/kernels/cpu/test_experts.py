@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from qnext.kernels.cpu import experts
 from qnext.kernels.cpu.experts import Experts, choose, mix
 from qnext.kernels.cpu.inputs import Inputs
 from qnext.kernels.cpu.workspace import Workspace
@@ -61,6 +62,16 @@ def test_mixture(kind: str, coded: bool, shape: tuple[int, ...]) -> None:
         last = slice(tokens - 1, tokens)
         alone = layer.run(x[last], scores[last], residual[last], top_k, group if coded else 0)
         assert torch.equal(alone[0], out[-1])
+
+
+@pytest.mark.parametrize("wave", [1, 50, 700])
+def test_many_pairs_are_rounded_wave_by_wave(wave: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer("int4", 14, 128, 64, 32)
+    x, residual, scores = torch.randn(300, 128), torch.randn(300, 128), torch.randn(300, 16) * 2
+    scores[:, 5] = -100  # an expert that nobody chooses
+    at_once = layer.run(x, scores, residual, 4, 32)
+    monkeypatch.setattr(experts, "WAVE", wave)
+    assert torch.equal(layer.run(x, scores, residual, 4, 32), at_once)
 
 
 @pytest.mark.parametrize("normalise", [True, False])
