@@ -188,7 +188,7 @@ def _prefill(
 ) -> None:
     """Answer one long piece, span by span."""
     threads, step = numba.get_num_threads(), attention_prefill.scratch_bytes(shape[2])
-    queries = piece[1] * shape[0] + shape[1] * attention_prefill.TILE
+    queries = piece[1] * shape[0] + shape[1] * attention_prefill.HIGH
     numbers = (
         workspace.address("attention panels", attention_prefill.panel_bytes(*shape[1:])),
         workspace.address("attention states", queries * 8),

@@ -47,12 +47,14 @@ from .simd import (
     word,
 )
 from .task import Task
+from .unit import SIDE, UNIT, dot_sums, leave_unit, load_sums, store_sums, take_unit, zero_sums
 
 BLOCK = 512  # keys of a block: their panels, of one key head, fit in the second cache
 SPAN = 4 * BLOCK  # keys that are in panels at once
 TILE = 6  # queries of a tile,
 AT_ONCE = 4 if isa.many_registers() else 1  # and vectors of each: their sums fill 24 registers, or 12
-RUN = 16  # tiles that a thread takes through a span together: their answers fit beside a block
+HIGH = SIDE if UNIT else TILE  # the same of pairs of bf16, where a matrix unit multiplies them
+RUN = 96  # queries that a thread takes through a span together: their answers fit beside a block
 PANEL = 64
 LOWEST = -1e30  # below every score, and yet a number
 ROW = BLOCK * 4  # bytes of a query's scores
@@ -60,7 +62,7 @@ ROW = BLOCK * 4  # bytes of a query's scores
 
 def scratch_bytes(width: int) -> int:
     """What a thread needs: a tile's queries, its answers, its scores."""
-    return TILE * (2 * width * 4 + ROW)
+    return HIGH * (2 * width * 4 + ROW)
 
 
 def panel_bytes(key_heads: int, width: int) -> int:
@@ -68,20 +70,39 @@ def panel_bytes(key_heads: int, width: int) -> int:
     return 2 * key_heads * SPAN * width * 4
 
 
+def _in_unit(vectors: int) -> Callable[..., None]:
+    """`_multiplier` of pairs of bf16 by a matrix unit."""
+    line = vectors * 64
+
+    @inline
+    def multiply(rows: int, row_step: int, panel: int, steps: int, fresh: bool, out: int, step: int) -> None:
+        if fresh:
+            zero_sums(vectors)
+        else:
+            load_sums(vectors, out, step)
+        for k in range(0, steps, SIDE):
+            dot_sums(vectors, rows + 4 * k, row_step, panel + k * line, line)
+        store_sums(vectors, out, step)
+
+    return multiply
+
+
 def _multiplier(fast: bool, vectors: int) -> Callable[..., None]:
     """Products of a tile's rows and a panel, added to `out` where it is not `fresh`."""
-    width = min(vectors, AT_ONCE)
-    count, line, span = TILE * width, vectors * 64, width * 64
+    if fast and UNIT:
+        return _in_unit(vectors)
+    width, height = min(vectors, AT_ONCE), HIGH if fast else TILE
+    count, line, span = height * width, vectors * 64, width * 64
 
     @inline
     def multiply(rows: int, row_step: int, panel: int, steps: int, fresh: bool, out: int, step: int) -> None:
         for begin in range(0, line, span):
             sums, here, to = registers_f32(count), panel + begin, out + begin
-            for r in range(TILE):
+            for r in range(height):
                 for v in range(width):
                     sums[r * width + v] = fill(0.0) if fresh else load(to + r * step + v * 64)
             for k in range(steps):
-                for r in range(TILE):
+                for r in range(height):
                     for v in range(width):
                         at = r * width + v
                         if fast:
@@ -90,7 +111,7 @@ def _multiplier(fast: bool, vectors: int) -> Callable[..., None]:
                         else:
                             p, q = spread(rows + r * row_step + k * 4), load(here + k * line + v * 64)
                             sums[at] = fma(p, q, sums[at])
-            for r in range(TILE):
+            for r in range(height):
                 for v in range(width):
                     store(to + r * step + v * 64, sums[r * width + v])
 
@@ -99,6 +120,12 @@ def _multiplier(fast: bool, vectors: int) -> Callable[..., None]:
 
 _multiply_exact, _multiply_fast = _multiplier(False, 4), _multiplier(True, 4)
 _multiply_last_exact, _multiply_last_fast = _multiplier(False, 1), _multiplier(True, 1)
+
+
+@inline
+def _height(kind: int) -> int:
+    """Queries of a tile."""
+    return HIGH if kind == FAST else TILE
 
 
 @inline
@@ -172,7 +199,7 @@ def _find_cells(
 
 @inline
 def _score(fast: bool, queries: int, width: int, panels: int, count: int, out: int) -> None:
-    """Scores of a tile for `count` panels of keys [6][BLOCK]."""
+    """Scores of a tile for `count` panels of keys [queries][BLOCK]."""
     for i in range(count):
         if fast:
             panel = panels + i * PANEL * width * 2
@@ -210,7 +237,7 @@ def _softmax(fast: bool, scores: int, seen: int, columns: int, state: int) -> An
 
 @inline
 def _add(fast: bool, weights: int, columns: int, width: int, panels: int, out: int) -> None:
-    """Weighted values of a tile, added to its answers [6][D]."""
+    """Weighted values of a tile, added to its answers [queries][D]."""
     wide, step = width // PANEL * PANEL, width * 4
     for d in range(0, wide, PANEL):
         if fast:
@@ -238,19 +265,19 @@ def _take_in(kind: int, tile: Any, block: Any, heads: Any, rows: Any, panels: An
     begin, size, opening, context = block
     one, many, g, state = tile
     queries, out, gates, gate_step = rows
-    share, fast = query_heads // key_heads, kind == FAST
+    share, fast, height = query_heads // key_heads, kind == FAST, _height(kind)
     item = 2 if fast else 4
-    answers, scores = work + TILE * width * 4, work + TILE * width * 8
-    last = context + (min(one + TILE, many) - 1) // share  # the last key that the tile sees
+    answers, scores = work + height * width * 4, work + height * width * 8
+    last = context + (min(one + height, many) - 1) // share  # the last key that the tile sees
     count = min(size, last + 1 - begin)
     columns = (count + PANEL - 1) // PANEL * PANEL
-    for i in range(TILE):
+    for i in range(height):
         r = min(one + i, many - 1)
         source = queries + (r // share * query_heads + g * share + r % share) * width * item
         for d in range(0, width * item, 64):
             store(work + i * width * item + d, load(source + d))
     _score(fast, work, width, panels[0], columns // PANEL, scores)
-    for i in range(TILE):
+    for i in range(height):
         r = min(one + i, many - 1)
         if opening:
             poke(state + i * 8, LOWEST)
@@ -262,7 +289,7 @@ def _take_in(kind: int, tile: Any, block: Any, heads: Any, rows: Any, panels: An
         for d in range(0, width * 4, 64):
             store(answers + i * width * 4 + d, fill(0.0) if opening else load(kept + d) * shrunk)
     _add(fast, scores, columns, width, panels[1], answers)
-    for i in range(min(TILE, many - one)):
+    for i in range(min(height, many - one)):
         r = one + i
         head = (g * share + r % share) * width * 4
         to, gate = out + r // share * query_heads * width * 4 + head, gates + r // share * gate_step + head
@@ -307,24 +334,28 @@ def answer_share(address: int, thread: int, threads: int) -> None:
         job.rows + piece.start * job.row_step + query_heads * width * 4,
         job.row_step,
     )
-    head, tiles = BLOCK * width * (2 if kind == FAST else 4), (many + TILE - 1) // TILE
+    head, height = BLOCK * width * (2 if kind == FAST else 4), _height(kind)
+    tiles, together = (many + height - 1) // height, RUN // height
     blocks = (min(SPAN, end - fixed) + BLOCK - 1) // BLOCK
     # tiles whose tokens all come before these keys are done
-    done = max(fixed - context, 0) * share // TILE
-    runs = (tiles - done + RUN - 1) // RUN
+    done = max(fixed - context, 0) * share // height
+    runs = (tiles - done + together - 1) // together
     work, task = piece.scratch + thread * piece.scratch_step, take(piece.counter)
+    take_unit(kind == FAST)
     while task < key_heads * runs:
-        g, run = task // runs, done + task % runs * RUN
+        g, run = task // runs, done + task % runs * together
         for block in range(blocks):
             begin = max(fixed + block * BLOCK, job.first)
             size = min(fixed + block * BLOCK + BLOCK, end) - begin
             panel = piece.panels + (block * 2 * key_heads + g) * head
-            for tile in range(run, min(run + RUN, tiles)):
-                place = (tile * TILE, many, g, piece.states + (g * (many + TILE) + tile * TILE) * 8)
-                if context + min(tile * TILE + TILE - 1, many - 1) // share >= begin:
+            for tile in range(run, min(run + together, tiles)):
+                one = tile * height
+                place = (one, many, g, piece.states + (g * (many + height) + one) * 8)
+                if context + min(one + height - 1, many - 1) // share >= begin:
                     keys = (begin, size, begin == job.first, context)
                     _take_in(kind, place, keys, heads, own, (panel, panel + key_heads * head), work)
         task = take(piece.counter)
+    leave_unit(kind == FAST)
 
 
 answering = Task(copy_share, answer_share)

@@ -47,7 +47,8 @@ from .simd import (
     to_float,
 )
 from .task import Code
-from .tiles import USED, tiles
+from .tiles import tiles
+from .unit import UNIT
 
 AHEAD = 8192  # bytes that are asked for before they are read, where there is enough to do meanwhile: with few
 FEW = 1  # token the processor looks far enough ahead by itself, and asking is in its way
@@ -217,7 +218,7 @@ def _product(coded, bits, tokens, wide, matrix, block, apart, x, first, out, ste
 def _rows(bits: int, coded: bool) -> Callable[..., None]:
     """What `dot` does with one kind of weights and inputs. All that it closes over are numbers: a compiled
     function among them would never be found in the cache again."""
-    in_tiles, eights = USED and coded, EIGHTS
+    in_tiles, eights = UNIT and coded, EIGHTS
     streams = STREAMS and (IN_PAIRS or not coded)
 
     def multiply(  # type: ignore[no-untyped-def]

@@ -23,7 +23,8 @@ from .jit import inline, reader
 from .linear import Matrix
 from .simd import copy, fill, fma, load, peek, peek_i32, poke, poke_i32, poke_word, spread, store, word
 from .task import Task
-from .tiles import DESK, SPARE, leave_unit, take_unit, tiled
+from .tiles import DESK, SPARE, tiled
+from .unit import leave_unit, take_unit
 from .workspace import Workspace
 
 BLOCK = 256  # tokens of one expert that are multiplied at a time: they stay in a core's cache

@@ -68,12 +68,6 @@ def has_bf16() -> bool:
     return has("avx512vnni") and "avx512bf16" in features()
 
 
-def uses_tiles() -> bool:
-    """Whether products of codes are done in tiles: where there is a unit for them, or, for tests of what is
-    round it, where `QNEXT_TILES` is set."""
-    return has("amx") or bool(os.environ.get("QNEXT_TILES"))
-
-
 def _tiles_permitted() -> bool:
     """Linux hands out the AMX registers on request only."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":

@@ -38,7 +38,7 @@ def folder(package: Path | None = None) -> Path:
     here = Path(__file__).parent
     for path in sorted(path for source in {here, package or here} for path in source.glob("*.py")):
         digest.update(path.read_bytes())
-    digest.update(f"{isa.level()} {isa.has_bf16()} {isa.uses_tiles()} {numba.__version__}".encode())
+    digest.update(f"{isa.level()} {isa.has_bf16()} {numba.__version__}".encode())
     home = os.environ.get("QNEXT_KERNEL_CACHE") or platformdirs.user_cache_path("qnext") / "kernels"
     return Path(home) / digest.hexdigest()
 

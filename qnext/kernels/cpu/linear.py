@@ -19,7 +19,8 @@ from .inputs import Inputs, Source, float_bits, prepare_rows, prepare_share
 from .jit import reader
 from .simd import load, store
 from .task import Task
-from .tiles import DESK, leave_unit, take_unit, tiled
+from .tiles import DESK, tiled
+from .unit import leave_unit, take_unit
 from .workspace import Workspace
 
 BLOCK = 256  # tokens whose rows stay in a core's cache while the weights go by

@@ -67,12 +67,3 @@ def test_without_leave_to_use_tiles_the_level_is_lower(monkeypatch: pytest.Monke
     for permitted, level in ((True, "amx"), (False, "avx512vnni")):
         monkeypatch.setattr(isa, "_tiles_permitted", lambda permitted=permitted: permitted)
         assert isa.level.__wrapped__() == level
-
-
-@pytest.mark.parametrize("tiles", ["", "1"])
-def test_tiles_are_used_where_they_are_asked_for_or_there_is_a_unit(tiles: str) -> None:
-    code = "from qnext.kernels.cpu import isa, tiles; print(tiles.tiled(tiles.FEWEST), isa.has('amx'))"
-    words, environment = [sys.executable, "-c", code], {**os.environ, "QNEXT_TILES": tiles}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True)
-    used, unit = (word == "True" for word in done.stdout.split())
-    assert used == (unit or bool(tiles))

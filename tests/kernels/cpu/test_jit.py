@@ -28,8 +28,6 @@ def test_the_folder_differs_by_level_sources_and_numba(
     assert found[0] == jit.folder.__wrapped__() and found[0].parent == tmp_path
     monkeypatch.setattr(isa, "has_bf16", lambda: "other")
     found.append(jit.folder.__wrapped__())
-    monkeypatch.setattr(isa, "uses_tiles", lambda: "other")
-    found.append(jit.folder.__wrapped__())
     monkeypatch.setattr(isa, "level", lambda: "other")
     found.append(jit.folder.__wrapped__())
     monkeypatch.setattr(jit.numba, "__version__", "0.0")

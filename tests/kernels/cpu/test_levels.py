@@ -1,4 +1,4 @@
-"""The kernels' tests of this folder once more at each lower level of instructions, and with tiles."""
+"""The kernels' tests of this folder once more at each lower level of instructions, and with a matrix unit."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from qnext.kernels.cpu import isa
+from qnext.kernels.cpu.jit import folder
 
 HERE = Path(__file__)
-OTHERS = ("isa", "jit", "pairs", "rounding", "team", "threads", "workspace")  # the same on all levels
+OTHERS = ("isa", "jit", "pairs", "rounding", "team", "threads", "unit", "workspace")  # the same on all levels
 ONCE = {HERE.name, *(f"test_{name}.py" for name in OTHERS)}
 FILES = sorted(path.name for path in HERE.parent.glob("test_*.py") if path.name not in ONCE)
 LOWER = [level for level in isa.LEVELS if level != isa.level() and isa.has(level)]
@@ -24,18 +25,24 @@ TOGETHER.append([name for name in FILES if not any(name in group for group in TO
 # Groups of which a level makes something else than the one below it; where nothing stands, all of them.
 OWN = {"avx2": TOGETHER[1:2]}
 CASES = [(group, level) for level in LOWER for group in OWN.get(level, TOGETHER)]
-TILES = "tiles"
-IN_TILES = ["test_experts.py", "test_linear.py"]  # where there is no unit, vectors do it; codes alone
-CASES += [] if isa.uses_tiles() else [(IN_TILES, TILES)]
+UNIT = "unit"
+WITH_UNIT = ["test_attention.py", "test_experts.py", "test_linear.py", "test_tiles.py"]
+CASES += [] if isa.has("amx") else [(WITH_UNIT, UNIT)]  # in software
+PAIRS = "(rounded or (neighbours and bfloat16-False))"  # of bf16, in attention
+ONLY = f"(linear or experts) and True or tiles and tokens or attention and {PAIRS}"
 
 Case = tuple[tuple[str, ...], str]
 
 
 def run(files: list[str], level: str) -> subprocess.CompletedProcess[str]:
-    only, asked = (["-k", "True"], {"QNEXT_TILES": "1"}) if level == TILES else ([], {"QNEXT_ISA": level})
+    more: list[str] = []
+    asked = {"QNEXT_ISA": level}
+    if level == UNIT:
+        more = ["-k", ONLY, "-p", "tests.kernels.cpu.soft_unit"]
+        asked = {"NUMBA_NUM_THREADS": "1", "QNEXT_KERNEL_CACHE": str(folder().with_suffix(".unit"))}
     paths = [str(HERE.parent / name) for name in files]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *only, *paths],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *more, *paths],
         env={**os.environ, **asked},
         capture_output=True,
         text=True,

@@ -1,15 +1,11 @@
-"""Products in tiles against products in vectors, to the bit; and the instructions that they become."""
+"""Products in tiles against products in vectors, to the bit, where there is a unit, be it in software."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import llvmlite.binding as llvm
 import pytest
 import torch
-from llvmlite import ir
 
-from qnext.kernels.cpu import tiles
+from qnext.kernels.cpu import tiles, unit
 from qnext.kernels.cpu.dot import codes
 from qnext.kernels.cpu.inputs import Inputs
 from qnext.kernels.cpu.jit import kernel
@@ -23,14 +19,14 @@ one_of_4, one_of_8 = codes(4, 1, 1), codes(8, 1, 1)
 @kernel()
 def in_tiles(bits, matrix, blocks, x, first, last, out, step, desk):  # type: ignore[no-untyped-def]
     left = 0
-    tiles.take_unit(desk)
+    unit.take_unit(desk)
     for block in range(blocks):
         at = out + 64 * block
         if bits == 4:
             left = tiles.tiles(4, matrix, block, x, first, last, at, step, desk)
         else:
             left = tiles.tiles(8, matrix, block, x, first, last, at, step, desk)
-    tiles.leave_unit(desk)
+    unit.leave_unit(desk)
     return left
 
 
@@ -47,9 +43,13 @@ def in_vectors(bits, matrix, blocks, x, last, out, step):  # type: ignore[no-unt
 def padded(inputs: Inputs) -> list[torch.Tensor]:
     """Codes, scales and sums where rows after the last may be read, though this machine may do without."""
     rows = [each for each in (inputs.codes, inputs.scales, inputs.sums) if each is not None]
-    return [torch.cat([each, each.new_full((tiles.SIDE, each.shape[1]), 99)]) for each in rows]
+    return [torch.cat([each, each.new_full((unit.SIDE, each.shape[1]), 99)]) for each in rows]
 
 
+with_unit = pytest.mark.skipif(not unit.UNIT, reason="there is no matrix unit")
+
+
+@with_unit
 @pytest.mark.parametrize("kind", ["int4", "int8"])
 @pytest.mark.parametrize(("group", "columns"), [(64, 64), (64, 320), (64, 2112), (128, 384)])
 @pytest.mark.parametrize("tokens", [5, 16, 20, 31, 83])
@@ -68,44 +68,9 @@ def test_equal_to_vectors(kind: str, group: int, columns: int, tokens: int) -> N
     assert (found[:first] == 7).all() and (found[left:] == 7).all()
 
 
+@with_unit
 def test_shorter_groups_and_fewer_tokens_are_left_to_vectors() -> None:
     for group, tokens in ((32, 40), (64, tiles.FEWEST - 1)):
         weight = Matrix(quantise(torch.randn(16, 64), "int4", group))
         inputs = Inputs(torch.randn(tokens, 64), 64, group, Workspace()).made()
         assert in_tiles(4, weight.address, 1, inputs.by_codes, 0, tokens, 0, 0, 0) == 0
-
-
-def codegen(made: Any, build: ir.IRBuilder, *values: Any) -> None:
-    """Emit what an op of `tiles` makes of literal numbers and of addresses."""
-    closure = dict(zip(made._defn.__code__.co_freevars, made._defn.__closure__ or (), strict=True))
-    scope = made._defn.__globals__["typed"] if not closure else closure["typed"].cell_contents
-    inner = dict(zip(scope.__code__.co_freevars, (c.cell_contents for c in scope.__closure__), strict=True))
-    inner["function"](build, *values)
-
-
-def test_the_matrix_unit_is_spoken_to_in_its_own_instructions() -> None:
-    """For a machine that has one, whatever this one has."""
-    word = ir.IntType(64)
-    module = ir.Module()
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [word] * 4), "product")
-    build = ir.IRBuilder(function.append_basic_block())
-    a, step, b, out = function.args
-    codegen(tiles.configure, build)
-    codegen(tiles.tile_zero, build, 0)
-    codegen(tiles.tile_load, build, 1, a, step)
-    codegen(tiles.tile_load, build, 2, b, ir.Constant(word, 64))
-    codegen(tiles.tile_dot, build, 0, 1, 2)
-    codegen(tiles.tile_store, build, 0, out, ir.Constant(word, 64))
-    codegen(tiles.release, build)
-    build.ret_void()
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
-    target = llvm.Target.from_triple("x86_64-unknown-linux-gnu")
-    machine = target.create_target_machine(cpu="sapphirerapids", opt=2)
-    text = machine.emit_assembly(llvm.parse_assembly(str(module)))
-    names = [
-        line.split()[0] for line in text.splitlines() if line.startswith("\t") and "t" in line.split()[0]
-    ]
-    found = [name for name in names if name.startswith(("ldtilecfg", "tile", "tdp"))]
-    wanted = "ldtilecfg tilezero tileloadd tileloadd tdpbssd tilestored tilerelease".split()
-    assert sorted(found) == sorted(wanted) and found[0] == "ldtilecfg" and found[-1] == "tilerelease"
