@@ -4,8 +4,9 @@
         [--layers 48] [--activations exact] [--llama PROGRAMS --gguf FILE]
 
 Prints one JSON line: tokens a second in total by batch and context, milliseconds of a step, bytes that it
-must move, and the share of the bandwidth read around it. With llama.cpp's programs and a file for it, their
-figures on the same weights in the same run.
+must move, and their share of the bandwidth. That is another every second where memory is shared: it is read
+before and after every few steps, and the share is the median of theirs. With llama.cpp's programs and a file
+for it, their figures on the same weights in the same run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import roofline
@@ -25,6 +26,19 @@ from stepper import Stepper, deepened, head, peak_rss_gib, settled
 
 from qnext.model.packed_file import open_packed
 from qnext.model.packed_network import PackedQwen3Next
+
+TURNS, WARM = 8, 2  # of reading and stepping, and steps of each that do not count
+
+
+def in_turns(stepper: Stepper, stream: roofline.Stream, tokens: int) -> list[tuple[float, list[float]]]:
+    """The bandwidth around some steps, and their seconds."""
+    found, before = [], stream.read()
+    for _ in range(TURNS):
+        steps = [stepper.step() for _ in range(WARM + max(tokens // TURNS, 1))][WARM:]
+        after = stream.read()
+        found.append(((before + after) / 2, steps))
+        before = after
+    return found
 
 
 def main() -> None:
@@ -53,14 +67,14 @@ def main() -> None:
     line["first_token_s"] = round(time.perf_counter() - begun, 2)
     line["settled_s"] = round(settled(), 2)
     figures: list[dict[str, Any]] = []
+    stream = roofline.Stream(1.0, given.threads)
     for batch in given.batches:
         for context in given.contexts if batch == 1 else given.contexts[:1]:
-            stepper = Stepper(network, batch, context, given.tokens + 8)
+            stepper = Stepper(network, batch, context, given.tokens + TURNS * WARM + 8)
             with quiet():
-                before = roofline.bandwidth(1.0, given.threads, 0.3)["read_gb_s"]
-                seconds = stepper.seconds(given.tokens)
-                after = roofline.bandwidth(1.0, given.threads, 0.3)["read_gb_s"]
-            moved, bandwidth = stepper.moved(opened), median((float(before), float(after)))
+                turns = in_turns(stepper, stream, given.tokens)
+            seconds, moved = median(each for turn in turns for each in turn[1]), stepper.moved(opened)
+            shares = [moved / median(steps) / 1e9 / read for read, steps in turns]
             figures.append(
                 {
                     "batch": batch,
@@ -68,8 +82,9 @@ def main() -> None:
                     "tokens_s": round(batch / seconds, 1),
                     "step_ms": round(seconds * 1e3, 2),
                     "mb_moved": round(moved / 1e6, 1),
-                    "read_gb_s": [before, after],
-                    "of_roofline": round(moved / seconds / 1e9 / bandwidth, 3),
+                    "read_gb_s": round(median(read for read, _ in turns), 1),
+                    "of_roofline": round(median(shares), 3),
+                    "of_roofline_quartiles": [round(each, 3) for each in quantiles(shares)[::2]],
                 }
             )
     line |= {"figures": figures, "peak_rss_gib": peak_rss_gib()}
