@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +68,9 @@ def test_without_leave_to_use_tiles_the_level_is_lower(monkeypatch: pytest.Monke
     for permitted, level in ((True, "amx"), (False, "avx512vnni")):
         monkeypatch.setattr(isa, "_tiles_permitted", lambda permitted=permitted: permitted)
         assert isa.level.__wrapped__() == level
+
+
+def test_only_products_know_of_avx2() -> None:
+    """So that all other kernels are the same on both levels below AVX-512, and one test of them is enough."""
+    sources = Path(isa.__file__).parent.glob("*.py")
+    assert {path.name for path in sources if "avx2" in path.read_text()} == {"isa.py", "dot.py", "pairs.py"}

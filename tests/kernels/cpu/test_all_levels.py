@@ -20,25 +20,28 @@ ONCE = {HERE.name, *(f"test_{name}.py" for name in OTHERS)}
 FILES = sorted(path.name for path in HERE.parent.glob("test_*.py") if path.name not in ONCE)
 LOWER = [level for level in isa.LEVELS if level != isa.level() and isa.has(level)]
 # Files that are run together, as each run imports torch; what is nowhere else is in the last group.
-TOGETHER = [["test_attention.py"], ["test_experts.py", "test_linear.py", "test_tiles.py"]]
+PRODUCTS = ["test_experts.py", "test_linear.py", "test_tiles.py"]
+TOGETHER = [["test_attention.py"], PRODUCTS]
 TOGETHER.append([name for name in FILES if not any(name in group for group in TOGETHER)])
-# Groups of which a level makes something else than the one below it; where nothing stands, all of them.
-OWN = {"avx2": TOGETHER[1:2]}
-CASES = [(group, level) for level in LOWER for group in OWN.get(level, TOGETHER)]
-UNIT = "unit"
-WITH_UNIT = ["test_attention.py", "test_experts.py", "test_linear.py", "test_tiles.py"]
-CASES += [] if isa.has("amx") else [(WITH_UNIT, UNIT)]  # in software
-PAIRS = "(rounded or (neighbours and bfloat16-False))"  # of bf16, in attention
-ONLY = f"(linear or experts) and True or tiles and tokens or attention and {PAIRS}"
+# Every level has products of its own. All else is made alike, for few registers or for many: see `test_isa`.
+NARROW = ["generic", "avx2"]
+RUN = [isa.level(), *LOWER]
+CASES = [
+    (group, level)
+    for level in LOWER
+    for group in TOGETHER
+    if group is PRODUCTS or level not in NARROW or not set(NARROW) & set(RUN[: RUN.index(level)])
+]
+UNIT = "unit"  # amx, as far as a machine without it goes: in products, codes alone use the unit
+CASES += [] if isa.has("amx") else [(PRODUCTS, UNIT), ([*TOGETHER[0], *TOGETHER[2]], UNIT)]
 
 Case = tuple[tuple[str, ...], str]
 
 
 def run(files: list[str], level: str) -> subprocess.CompletedProcess[str]:
-    more: list[str] = []
-    asked = {"QNEXT_ISA": level}
+    more, asked = [], {"QNEXT_ISA": level}
     if level == UNIT:
-        more = ["-k", ONLY, "-p", "tests.kernels.cpu.soft_unit"]
+        more = ["-p", "tests.kernels.cpu.soft_unit", *(["-k", "not False"] if files == PRODUCTS else [])]
         asked = {"NUMBA_NUM_THREADS": "1", "QNEXT_KERNEL_CACHE": str(folder().with_suffix(".unit"))}
     paths = [str(HERE.parent / name) for name in files]
     return subprocess.run(
