@@ -20,6 +20,9 @@ from typing import Any
 import numba
 import platformdirs
 from numba.core import types
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.runtime.nrt import rtsys
 from numba.extending import intrinsic
 
 from . import isa
@@ -69,6 +72,16 @@ def kept(package: Path | None = None) -> Iterator[None]:
         numba.config.CACHE_DIR = before
 
 
+class Cache(FunctionCache):
+    """Numba's cache, but that what was compiled is loaded without first making known all that could be: most
+    of the time that a first kernel takes."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)  # what compiled code may call
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+
 @contextmanager
 def compiling() -> Iterator[None]:
     """`kept`, and no garbage is looked for meanwhile: the compiler makes objects by the million, all of them
@@ -92,12 +105,20 @@ def kernel(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         with kept(Path(function.__code__.co_filename).parent):
-            compiled: Callable[..., Any] = numba.njit(
-                function, cache=True, parallel=parallel, nogil=True, **options
-            )
-        return compiled
+            compiled = numba.njit(function, parallel=parallel, nogil=True, **options)
+            compiled._cache = Cache(function)
+        return compiled  # type: ignore[no-any-return]
 
     return decorate
+
+
+def compile_code(function: Callable[..., Any], kind: Any) -> CFunc:
+    """Compile a function of a signature `kind`, for whoever calls its address."""
+    with compiling():
+        code = CFunc(function, (kind.args, kind.return_type), locals={}, options=PLAIN)
+        code._cache = Cache(function)
+        code.compile()
+    return code
 
 
 def inline(function: Callable[..., Any]) -> Callable[..., Any]:

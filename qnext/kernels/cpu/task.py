@@ -12,7 +12,7 @@ from functools import cached_property
 import numba
 from numba.core import types
 
-from .jit import PLAIN, compiling
+from .jit import compile_code
 
 
 class Code:
@@ -24,8 +24,7 @@ class Code:
 
     @cached_property
     def address(self) -> int:
-        with compiling():
-            self._compiled = numba.cfunc(self._kind, cache=True, **PLAIN)(self._function)  # it owns the code
+        self._compiled = compile_code(self._function, self._kind)  # it owns the code
         return int(self._compiled.address or 0)
 
 

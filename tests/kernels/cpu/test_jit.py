@@ -128,3 +128,25 @@ def test_garbage_is_looked_for_again_after_compiling(collects: bool) -> None:
         assert gc.isenabled() == collects
     finally:
         (gc.enable if before else gc.disable)()
+
+
+LOADED = """
+import sys
+from numba.core.base import BaseContext
+from qnext.kernels.cpu.task import Code
+from qnext.kernels.cpu.embedding import embedding
+
+def refuse(*_):
+    raise AssertionError("everything is made known")
+
+if sys.argv[1] == "again":
+    BaseContext.refresh = refuse
+assert all(code.address for code in embedding._phases)
+"""
+
+
+def test_what_was_compiled_is_loaded_at_once(tmp_path: Path) -> None:
+    """Numba would first make known all that it could compile, which takes longer than to load all kernels."""
+    environment = {**os.environ, "QNEXT_KERNEL_CACHE": str(tmp_path)}
+    for time in ("first", "again"):
+        subprocess.run([sys.executable, "-c", LOADED, time], env=environment, check=True)
