@@ -91,18 +91,18 @@ def _multiplier(fast: bool, vectors: int) -> Callable[..., None]:
     """Products of a tile's rows and a panel, added to `out` where it is not `fresh`."""
     if fast and UNIT:
         return _in_unit(vectors)
-    width, height = min(vectors, AT_ONCE), HIGH if fast else TILE
-    count, line, span = height * width, vectors * 64, width * 64
+    width = min(vectors, AT_ONCE)
+    count, line, span = TILE * width, vectors * 64, width * 64
 
     @inline
     def multiply(rows: int, row_step: int, panel: int, steps: int, fresh: bool, out: int, step: int) -> None:
         for begin in range(0, line, span):
             sums, here, to = registers_f32(count), panel + begin, out + begin
-            for r in range(height):
+            for r in range(TILE):
                 for v in range(width):
                     sums[r * width + v] = fill(0.0) if fresh else load(to + r * step + v * 64)
             for k in range(steps):
-                for r in range(height):
+                for r in range(TILE):
                     for v in range(width):
                         at = r * width + v
                         if fast:
@@ -111,7 +111,7 @@ def _multiplier(fast: bool, vectors: int) -> Callable[..., None]:
                         else:
                             p, q = spread(rows + r * row_step + k * 4), load(here + k * line + v * 64)
                             sums[at] = fma(p, q, sums[at])
-            for r in range(height):
+            for r in range(TILE):
                 for v in range(width):
                     store(to + r * step + v * 64, sums[r * width + v])
 
