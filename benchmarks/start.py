@@ -89,6 +89,8 @@ def main() -> None:
     if given.only:
         print(json.dumps(start(given)))
         return
+    if given.starts < 1:
+        parser.error(f"--starts is {given.starts}: give 1 or more")
     words, found = [sys.executable, *sys.argv, "--only"], []
     for i in range(given.starts + 1):
         last = ["--memory"] if i == given.starts else []
@@ -98,9 +100,9 @@ def main() -> None:
     for name in ("imports_s", "network_s", "first_token_s"):
         line[name] = round(median(each[name] for each in found[1:]), 2)
     line["first_start_s"] = round(found[0]["first_token_s"], 2)
-    line["needed_gib"] = round(line["needed_gib"], 3)
     for name in ("decode", "prompt"):
         line[f"{name}_of_needed"] = round(line[f"{name}_gib"] / line["needed_gib"], 3)
+    line["needed_gib"] = round(line["needed_gib"], 3)
     print(json.dumps(line))
 
 
