@@ -63,17 +63,20 @@ class Watch:
 
 class Shortage:
     """An event loop's handler of exceptions that says once in a while that there is no descriptor for another
-    connection: the loop tries again each second, and would tell of two thousand failures each time."""
+    connection: the loop tries again each second, and would tell of two thousand failures each time. When the
+    server stops before that second is over there is nothing to try again for, which is no failure."""
 
     def __init__(self, every: float = 60.0) -> None:
         self._every, self._said = every, float("-inf")
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if "out of system resource" not in context.get("message", ""):
+        message, exception = context.get("message", ""), context.get("exception")
+        if "out of system resource" in message:
+            if loop.time() - self._said >= self._every:
+                self._said = loop.time()
+                _LOG.warning("no file descriptor is left: new connections wait (raise the limit: ulimit -Hn)")
+        elif not ("_start_serving" in message and isinstance(exception, ValueError)):
             loop.default_exception_handler(context)
-        elif loop.time() - self._said >= self._every:
-            self._said = loop.time()
-            _LOG.warning("no file descriptor is left: new connections wait (raise the limit: ulimit -Hn)")
 
 
 def room() -> int | None:
