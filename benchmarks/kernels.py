@@ -69,7 +69,8 @@ class DeltaLayer:
         self.out, self.workspace = torch.empty(tokens, values * value), workspace
 
     def __call__(self) -> None:
-        delta_net(*self.inputs, self.weights, self.row, self.conv, self.cache, self.out, self.workspace)
+        caches = self.conv, self.cache
+        delta_net(*self.inputs, self.weights, self.row, *caches, self.out, self.workspace, exact=True)
 
 
 def delta(seconds: float) -> Numbers:

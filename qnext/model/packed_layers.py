@@ -58,7 +58,8 @@ class PackedDeltaNet:
         projected = step.product(inputs, self.qkvz, "projected")
         gates = step.product(inputs, self.ba, "ba")[:, : self.gates]
         mixed = step.workspace.take("mixed", (len(x_TH), self.values), torch.float32)
-        delta_net(projected, gates, self.weights, step.packing, conv, delta, mixed, step.workspace)
+        caches, exact = (conv, delta), not step.coded
+        delta_net(projected, gates, self.weights, step.packing, *caches, mixed, step.workspace, exact=exact)
         return step.product(step.rows(mixed), self.out, out_TH, add=x_TH)
 
 

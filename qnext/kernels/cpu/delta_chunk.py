@@ -6,10 +6,13 @@ A_ij = beta_i e^(G_i - G_j) k_i k_j (j < i):
     (I + A) R = beta (V - e^G K S);   O = e^G Q S + P R;   S <- e^(G_L) S + (e^(G_L - G) K)^T R
 Legend: L tokens, C rows and U columns of the state S, R what each token adds to it along its key.
 Invariant: decays are differences of sums in float64. (Chunks of 64 take 5 % longer. In fp32 a chunk has about
-as many products as its tokens one by one: what it saves is loads and stores of the state.)
+as many products as its tokens one by one: what it saves is loads and stores of the state.) The products with
+the state are a matrix unit's, where there is one and answers need not be exact.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,14 +20,35 @@ from . import activations, simd
 from .block_product import ROWS, product
 from .jit import inline
 from .shuffles import transpose
+from .split import DEPTH, add_product, parts_at, split_pairs, split_rows
+from .unit import UNIT
 
 LINE, LANES, CHUNK = 64, 16, 32
 PITCH = 4 * CHUNK  # bytes of a row with an entry for each token
 
 
+class Halves(NamedTuple):
+    """Where a matrix unit takes part: room for Q, K, K^T, S and R in parts."""
+
+    q: int
+    k: int
+    turned: int
+    state: int
+    right: int
+
+
 @inline
-def pairs(q: int, k: int, width: int, tokens: int, desk: tuple[int, int, int]) -> None:
-    """K^T [C, L], K K^T and Q K^T [L, L] (their lower halves) of one key head, at `desk`."""
+def by_unit(wanted: int, width: int, tokens: int) -> bool:
+    """Whether a matrix unit takes part in a chunk."""
+    return UNIT and wanted != 0 and width % DEPTH == 0 and tokens == CHUNK
+
+
+@inline
+def pairs(
+    q: int, k: int, width: int, tokens: int, desk: tuple[int, int, int], unit: int, halves: Halves
+) -> None:
+    """K^T [C, L], K K^T and Q K^T [L, L] (their lower halves) of one key head, at `desk`; for a `unit` also
+    Q, K and K^T in parts."""
     turned, kk, qk = desk
     pitch = 4 * width
     square = simd.registers_i32(LANES)
@@ -40,6 +64,11 @@ def pairs(q: int, k: int, width: int, tokens: int, desk: tuple[int, int, int]) -
         for rows, out in ((k, kk), (q, qk)):
             at = out + i * PITCH
             product((ROWS, size, width), (rows + i * pitch, pitch), (turned, PITCH), 0.0, at, (at, PITCH))
+    if UNIT:  # noqa: SIM102 (Numba leaves out what is known to be false)
+        if unit:
+            split_rows(tokens, width, q, parts_at(halves.q, tokens, 2 * width))
+            split_rows(tokens, width, k, parts_at(halves.k, tokens, 2 * width))
+            split_rows(width, tokens, turned, parts_at(halves.turned, width, 2 * tokens))
 
 
 @inline
@@ -89,6 +118,55 @@ def weigh(tokens: int, betas: int, desk: tuple[int, int, int, int], out: tuple[i
 
 
 @inline
+def recall(
+    source: int,
+    shape: tuple[int, int],
+    tokens: int,
+    rows: tuple[int, int],
+    out: tuple[int, int],
+    unit: int,
+    halves: Halves,
+) -> None:
+    """Q S and K S."""
+    width, pitch = shape
+    if UNIT:  # noqa: SIM102 (Numba leaves out what is known to be false)
+        if unit:
+            state = parts_at(halves.state, width // 2, pitch)
+            split_pairs(width, source, state)
+            add_product(tokens, width, parts_at(halves.q, tokens, 2 * width), state, True, out[0])
+            add_product(tokens, width, parts_at(halves.k, tokens, 2 * width), state, True, out[1])
+            return
+    product((tokens, pitch, width), (rows[0], 4 * width), (source, pitch), 0.0, out[0], (out[0], pitch))
+    product((tokens, pitch, width), (rows[1], 4 * width), (source, pitch), 0.0, out[1], (out[1], pitch))
+
+
+@inline
+def learn(
+    source: int,
+    target: int,
+    shape: tuple[int, int],
+    tokens: int,
+    decay: float,
+    turned: int,
+    right: int,
+    unit: int,
+    halves: Halves,
+) -> None:
+    """S <- `decay` S + K^T R."""
+    width, pitch = shape
+    if UNIT:  # noqa: SIM102 (Numba leaves out what is known to be false)
+        if unit:
+            kept = simd.fill(decay)
+            for at in range(0, width * pitch, LINE):
+                simd.store(target + at, kept * simd.load(source + at))
+            added = parts_at(halves.right, tokens // 2, pitch)
+            split_pairs(tokens, right, added)
+            add_product(width, tokens, parts_at(halves.turned, width, 2 * tokens), added, False, target)
+            return
+    product((width, pitch, tokens), (turned, PITCH), (right, pitch), decay, source, (target, pitch))
+
+
+@inline
 def chunk(
     source: int,
     target: int,
@@ -99,18 +177,19 @@ def chunk(
     gates: tuple[int, int],
     products: tuple[int, int, int],
     desk: tuple[int, int, int, int, int, int],
+    unit: int,
+    halves: Halves,
 ) -> None:
     """Take tokens (16 or 32) into one head's state. Arguments as `delta_step.steps`, but the first of
     `gates` are log-decays; `products` as `pairs` left them; `desk`: room for the sums, what is left of them,
-    -A, P and R."""
-    width, pitch = shape
+    -A, P and R; `unit` and `halves` as for `pairs`."""
+    pitch = shape[1]
     q, k, v, out = rows
     turned, kk, qk = products
     high, low, left, system, weights, right = desk
     sums(gates[0], tokens, high, low)
     weigh(tokens, gates[1], (kk, qk, high, low), (system, weights))
-    product((tokens, pitch, width), (k, 4 * width), (source, pitch), 0.0, right, (right, pitch))
-    product((tokens, pitch, width), (q, 4 * width), (source, pitch), 0.0, out, (out, pitch))
+    recall(source, shape, tokens, (q, k), (out, right), unit, halves)
     for t in range(0, tokens, LANES):
         simd.store(left + 4 * t, activations.exp(simd.load(high + 4 * t)))
     for i in range(tokens):
@@ -132,4 +211,4 @@ def chunk(
         share = simd.spread(left + 4 * i)
         for u in range(0, pitch, LINE):
             simd.store(right + i * pitch + u, share * simd.load(right + i * pitch + u))
-    product((width, pitch, tokens), (turned, PITCH), (right, pitch), decay, source, (target, pitch))
+    learn(source, target, shape, tokens, decay, turned, right, unit, halves)

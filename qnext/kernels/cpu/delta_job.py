@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-from .delta_chunk import CHUNK
+from .delta_chunk import CHUNK, Halves
 from .jit import inline, reader
 from .simd import word
 
@@ -36,7 +36,7 @@ class Shape(NamedTuple):
 class Job(NamedTuple):
     """All of a call: the layer's shape, then numbers, addresses, and pitches in bytes. `eps` is the bits of a
     float, `state` is 0 without caches, `half` tells that elements are bf16. `table` is `Row.table`, `saves`
-    `Row.save_table`."""
+    `Row.save_table`. `exact` is 0 where a matrix unit may take part."""
 
     key_heads: int
     key_width: int
@@ -69,6 +69,7 @@ class Job(NamedTuple):
     save_count: int
     table: int
     saves: int
+    exact: int
 
 
 read_job = reader(Job)
@@ -110,6 +111,7 @@ class Desk(NamedTuple):
     system: int
     weights: int
     right: int
+    halves: Halves
     end: int
 
 
@@ -137,10 +139,15 @@ def lay(base: int, shape: Shape) -> Desk:
     low, left, system = high + 4 * CHUNK, high + 8 * CHUNK, high + 12 * CHUNK
     weights = system + 4 * CHUNK * CHUNK
     right = weights + 4 * CHUNK * CHUNK
-    end = right + CHUNK * values
+    q_half = right + CHUNK * values
+    k_half, turned_half = q_half + CHUNK * keys, q_half + 2 * CHUNK * keys
+    state_half = turned_half + CHUNK * keys
+    right_half = state_half + shape.key_width * values
+    halves = Halves(q_half, k_half, turned_half, state_half, right_half)
+    end = right_half + CHUNK * values
     return Desk(
         history, rows, q, k, v, logs, decays, betas, matches, out, state, turned, kk, qk, high, low,
-        left, system, weights, right, end,
+        left, system, weights, right, halves, end,
     )  # fmt: skip
 
 

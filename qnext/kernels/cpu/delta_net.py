@@ -98,8 +98,11 @@ def delta_net(
     cache: DeltaCache | None,
     out_TX: Tensor,
     workspace: Workspace | None = None,
+    *,
+    exact: bool,
 ) -> Tensor:
     """The normed, gated output [T, V U] of rows (q | k | v | z) and (b | a), all fp32, written to `out_TX`.
+    Without `exact` products are within 2^-16 where there is a matrix unit, and exact where there is none.
 
     `conv_SWC` and `cache`: as for `Ops.causal_conv` and `Ops.gated_delta_rule`. Both or none.
     """
@@ -126,6 +129,7 @@ def delta_net(
             len(saves),
             table.ctypes.data,
             saves.ctypes.data,
+            exact,
         ),
     )
     workspace.run(task, job, len(row.lengths) * shape.key_heads)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import activations, convolution, simd
-from .delta_chunk import CHUNK, chunk, pairs
+from .delta_chunk import CHUNK, by_unit, chunk, pairs
 from .delta_job import (
     Desk,
     Job,
@@ -28,6 +28,7 @@ from .delta_job import (
 )
 from .delta_step import steps
 from .jit import inline
+from .unit import leave_unit, take_unit
 
 STEP_LIMIT = 16  # longest stretch that takes the step form
 LINE, LANES = 64, 16
@@ -273,12 +274,13 @@ def advance(job: Job, shape: Shape, place: Place, desk: Desk, begin: int, end: i
     Drafts go on from the state, on the desk."""
     tokens, group, pitch = end - begin, shape.value_heads // shape.key_heads, 4 * shape.value_width
     bytes_of_state = shape.key_width * pitch
-    quick = tokens <= STEP_LIMIT
+    quick, unit = tokens <= STEP_LIMIT, by_unit(not job.exact, shape.key_width, tokens)
+    take_unit(unit)
     if quick:
         for t in range(tokens):
             simd.poke(desk.matches + 4 * t, dot(desk.q, desk.k, 4 * shape.key_width, t))
     else:
-        pairs(desk.q, desk.k, shape.key_width, tokens, (desk.turned, desk.kk, desk.qk))
+        pairs(desk.q, desk.k, shape.key_width, tokens, (desk.turned, desk.kk, desk.qk), unit, desk.halves)
     for r in range(group):
         spare = desk.state + r * bytes_of_state
         source, target = spare, spare
@@ -299,9 +301,12 @@ def advance(job: Job, shape: Shape, place: Place, desk: Desk, begin: int, end: i
             products = (desk.turned, desk.kk, desk.qk)
             room = (desk.high, desk.low, desk.left, desk.system, desk.weights, desk.right)
             lists_of = (desk.logs + lists, desk.betas + lists)
-            chunk(source, target, size, tokens, rows, group * pitch, lists_of, products, room)
+            chunk(
+                source, target, size, tokens, rows, group * pitch, lists_of, products, room, unit, desk.halves
+            )
         for t in range(max(begin, place.replays), end):
             finish(job, shape, place, place.head * group + r, t, desk.out + (t - begin) * pitch)
+    leave_unit(unit)
 
 
 @inline

@@ -12,7 +12,8 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 
-from .simd import I32, I64, VH, VI, Build, address, every, f32x16, floats, i32x16, integers, op
+from . import isa
+from .simd import I32, I64, VH, VI, Build, address, both_bf16, every, f32x16, floats, i32x16, integers, op
 
 
 def _shuffled(build: Build, x: Any, y: Any, places: list[int]) -> Any:
@@ -83,6 +84,10 @@ def swap_quarters(build: Build, x: Any) -> Any:
 @op(i32x16, f32x16, f32x16)
 def pair_bf16(build: Build, low: Any, high: Any) -> Any:
     """Two vectors as bf16 in one, side by side in each place. Finite numbers only."""
+    if isa.has_bf16():
+        both = both_bf16(build, low, high)
+        places = [place for i in range(16) for place in (i, i + 16)]
+        return build.bitcast(_shuffled(build, both, both, places), VI)
     one, half = every(VI, 1), every(VI, 0x7FFF)
 
     def rounded(x: Any) -> Any:

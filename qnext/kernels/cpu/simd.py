@@ -234,13 +234,17 @@ def store_bf16(build: Build, p: Any, x: Any) -> None:
     write(build, _rounded(build, x), p)
 
 
+def both_bf16(build: Build, x: Any, y: Any) -> Any:
+    """Two vectors as halves, one after the other (vcvtne2ps2bf16, to which what is below 2**-126 is zero)."""
+    name, kind = "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(BF16Type(), 32)
+    return build.bitcast(call(build, name, kind, y, x), VH)
+
+
 @op(types.void, address, f32x16, f32x16)
 def store_bf16_pair(build: Build, p: Any, x: Any, y: Any) -> None:
-    """Two vectors, one after the other, rounded like `store_bf16` (vcvtne2ps2bf16, to which what is below
-    2**-126 is zero)."""
+    """Two vectors, one after the other, rounded like `store_bf16`, or as `both_bf16` where there is that."""
     if isa.has_bf16():
-        name, kind = "llvm.x86.avx512bf16.cvtne2ps2bf16.512", ir.VectorType(BF16Type(), 32)
-        write(build, build.bitcast(call(build, name, kind, y, x), VH), p)
+        write(build, both_bf16(build, x, y), p)
     else:
         write(build, _rounded(build, x), p)
         write(build, _rounded(build, y), build.add(p, ir.Constant(I64, 32)))

@@ -1,8 +1,8 @@
 """A matrix unit (AMX): its instructions, and which of its eight tiles are for what.
 
-Called by `tiles`, for codes, and by attention, for pairs of bf16; used where the level has one. Invariant: a
-thread takes the unit before its first product and leaves it after the last. Where there is none, tests have
-one in software.
+Called by `tiles`, for codes, and by attention and `split`, for pairs of bf16; used where the level has one.
+Invariant: a thread takes the unit before its first product and leaves it after the last. Where there is none,
+tests have one in software.
 """
 
 from __future__ import annotations

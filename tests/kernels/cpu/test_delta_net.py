@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from qnext.kernels import reference
 from qnext.kernels.cpu.delta_net import DeltaNetWeights, delta_net, supported
 from qnext.kernels.cpu.delta_piece import STEP_LIMIT
+from qnext.kernels.cpu.unit import UNIT
 from qnext.kernels.cpu.workspace import Workspace
 from qnext.kernels.ops import DeltaCache
 from qnext.model.packing import Arrays, Packing
@@ -42,6 +43,7 @@ LENGTHS = [
     (130, 1, 7),
     (80, 200),
 ]
+EITHER = pytest.mark.parametrize("exact", [True, False] if UNIT else [True])  # the same without a unit
 
 
 @dataclass
@@ -54,9 +56,10 @@ class Layer:
     dt_bias: Tensor
     norm: Tensor
     eps: float = 1e-6
+    exact: bool = True
 
     @classmethod
-    def random(cls, shape: tuple[int, int, int, int, int], seed: int = 0) -> Layer:
+    def random(cls, shape: tuple[int, int, int, int, int], seed: int = 0, exact: bool = True) -> Layer:
         rng = torch.Generator().manual_seed(seed)
         channels = 2 * shape[0] * shape[1] + shape[2] * shape[3]
         return cls(
@@ -65,6 +68,7 @@ class Layer:
             torch.rand(shape[2], generator=rng) * 4 - 3,
             torch.rand(shape[2], generator=rng) * 2 - 1,
             torch.randn(shape[3], generator=rng),
+            exact=exact,
         )
 
     @property
@@ -99,7 +103,7 @@ class Layer:
     ) -> Tensor:
         weights = DeltaNetWeights.of(self.conv1d, self.a_log, self.dt_bias, self.norm, self.eps, *self.heads)
         out = torch.empty(len(x), self.shape[2] * self.shape[3])
-        return delta_net(x, gates, weights, row, conv, cache, out, Workspace())
+        return delta_net(x, gates, weights, row, conv, cache, out, Workspace(), exact=self.exact)
 
     def slow(
         self,
@@ -123,24 +127,26 @@ class Layer:
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("name", SHAPES)
-def test_without_caches(name: str, lengths: tuple[int, ...]) -> None:
-    layer, row = Layer.random(SHAPES[name]), Packing.of(lengths)
+@EITHER
+def test_without_caches(name: str, lengths: tuple[int, ...], exact: bool) -> None:
+    layer, row = Layer.random(SHAPES[name], exact=exact), Packing.of(lengths)
     x, gates = layer.inputs(row.total)
     assert distance(layer.fast(x, gates, row), layer.slow(x, gates, row)) < 1e-5
 
 
-def test_in_float64() -> None:
+@EITHER
+def test_in_float64(exact: bool) -> None:
     """The reference's chunks too are only fp32: over a long text, the definition decides."""
-    layer, row = Layer.random(SHAPES["wide"]), Packing.of([300])
+    layer, row = Layer.random(SHAPES["wide"], exact=exact), Packing.of([300])
     x, gates = layer.inputs(300)
     twin = Layer(layer.shape, *(p.double() for p in (layer.conv1d, layer.a_log, layer.dt_bias, layer.norm)))
     wanted = twin.slow(x.double(), gates.double(), row)
     assert distance(layer.fast(x, gates, row), wanted) < 5e-6
 
 
-def check_program(program: Program, seed: int, name: str, dtype: torch.dtype) -> None:
+def check_program(program: Program, seed: int, name: str, dtype: torch.dtype, exact: bool = True) -> None:
     """Play a program with both; outputs and all slots of all caches must agree after each row."""
-    layer, layout = Layer.random(SHAPES[name], seed), Layout.of(program, seed)
+    layer, layout = Layer.random(SHAPES[name], seed, exact), Layout.of(program, seed)
     mine, theirs = (layer.states(layout.slot_count, dtype) for _ in range(2))
     for conv, cache in (mine, theirs):
         for slot in layout.slots.values():
@@ -178,9 +184,10 @@ def assert_same(found: Tensor, wanted: Tensor, error: float) -> None:
     st.integers(0, 99),
     st.sampled_from(list(SHAPES)),
     st.sampled_from([torch.float32, torch.bfloat16]),
+    st.booleans(),
 )
-def test_random_programs(program: Program, seed: int, name: str, dtype: torch.dtype) -> None:
-    check_program(program, seed, name, dtype)
+def test_random_programs(program: Program, seed: int, name: str, dtype: torch.dtype, exact: bool) -> None:
+    check_program(program, seed, name, dtype, exact)
 
 
 @pytest.mark.parametrize("accepted", range(5))
@@ -196,8 +203,9 @@ def test_states_are_saved_in_any_order_after_any_count(saves: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_sequence_alone_gives_the_same_bits(dtype: torch.dtype) -> None:
-    layer, lengths = Layer.random(SHAPES["wide"]), (1, 20, 1, 70, 3)
+@EITHER
+def test_a_sequence_alone_gives_the_same_bits(dtype: torch.dtype, exact: bool) -> None:
+    layer, lengths = Layer.random(SHAPES["wide"], exact=exact), (1, 20, 1, 70, 3)
     row = paged_row(lengths, [9] * 5, 4)
     assert row.arrays.slots is not None
     together = layer.states(row_slots(lengths), dtype)
@@ -224,9 +232,10 @@ def test_a_sequence_alone_gives_the_same_bits(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("strong", [-5.0, -50.0, -500.0])
-def test_strong_decay_among_weak(strong: float) -> None:
+@EITHER
+def test_strong_decay_among_weak(strong: float, exact: bool) -> None:
     """A token that forgets everything must cost those after it no accuracy."""
-    layer, row = Layer.random(SHAPES["wide"]), Packing.of([128])
+    layer, row = Layer.random(SHAPES["wide"], exact=exact), Packing.of([128])
     layer.a_log[:] = 0
     x, gates = layer.inputs(128)
     gates[:, 2:] = -4.0
@@ -259,14 +268,14 @@ def test_caches_may_change_from_call_to_call() -> None:
         caches.append((conv, cache))
     for conv, cache in (caches[0], caches[1], caches[1], caches[0]):
         wanted = layer.slow(x, gates, row, conv.clone(), DeltaCache(*(tensor.clone() for tensor in cache)))
-        found = delta_net(x, gates, weights, row, conv, cache, torch.empty_like(wanted))
+        found = delta_net(x, gates, weights, row, conv, cache, torch.empty_like(wanted), exact=True)
         assert distance(found, wanted) < 1e-5
     conv, cache = caches[0]
     for bad in (cache._replace(state=cache.state.double()), cache._replace(v=cache.v.bfloat16())):
         with pytest.raises(AssertionError):
-            delta_net(x, gates, weights, row, conv, bad, torch.empty_like(wanted))
+            delta_net(x, gates, weights, row, conv, bad, torch.empty_like(wanted), exact=True)
     with pytest.raises(AssertionError, match="both"):
-        delta_net(x, gates, weights, row, conv, None, torch.empty_like(wanted))
+        delta_net(x, gates, weights, row, conv, None, torch.empty_like(wanted), exact=True)
     with pytest.raises(ValueError, match="widths are no multiples of 16"):
         DeltaNetWeights.of(layer.conv1d, layer.a_log, layer.dt_bias, layer.norm, layer.eps, 1, 60, 2, 132)
 
