@@ -197,7 +197,7 @@ def check_windows(program: Program, seed: int, dtype: torch.dtype) -> None:
                     wanted_states[slot] = state
             pending[move.sequence] = inputs.part(certain, certain + move.accepted)
         found = gated_delta_rule(*inputs, turn.packing, cache)
-        assert distance(found, torch.cat(wanted)) < 5e-6
+        assert distance(found, torch.cat(wanted), least=0.1) < 5e-6
         written = wanted_states.isfinite()
         assert cache.state.isfinite().equal(written)  # the slots of others are left as they were
         assert distance(cache.state[written], wanted_states[written]) < 5e-6

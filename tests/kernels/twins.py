@@ -14,13 +14,14 @@ from qnext.kernels.ops import DeltaCache
 from qnext.model.packing import Packing
 
 
-def distance(found: Tensor, wanted: Tensor) -> float:
-    """Largest difference as a share of the largest value; NaN anywhere in `found` is infinitely far."""
+def distance(found: Tensor, wanted: Tensor, least: float = 1e-30) -> float:
+    """Largest difference as a share of the largest value, or of `least` if none is as large (what is left of
+    a sum whose parts cancel is only as exact as they are); NaN anywhere in `found` is infinitely far."""
     assert found.shape == wanted.shape, (found.shape, wanted.shape)
     if found.isnan().any():
         return float("inf")
     return float(
-        (found.double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp(min=1e-30)
+        (found.double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp(min=least)
     )
 
 

@@ -55,7 +55,7 @@ class Layer:
     a_log: Tensor
     dt_bias: Tensor
     norm: Tensor
-    eps: float = 1e-6
+    eps: float = 1e-3  # much: the norm of what is nearly nothing would make much of its rounding
     exact: bool = True
 
     @classmethod
@@ -70,6 +70,11 @@ class Layer:
             torch.randn(shape[3], generator=rng),
             exact=exact,
         )
+
+    @property
+    def error(self) -> float:
+        """What outputs and states may be off by, as a share of the largest."""
+        return 1e-5 if self.exact or not UNIT else 5e-5
 
     @property
     def heads(self) -> tuple[int, int, int, int]:
@@ -131,7 +136,7 @@ class Layer:
 def test_without_caches(name: str, lengths: tuple[int, ...], exact: bool) -> None:
     layer, row = Layer.random(SHAPES[name], exact=exact), Packing.of(lengths)
     x, gates = layer.inputs(row.total)
-    assert distance(layer.fast(x, gates, row), layer.slow(x, gates, row)) < 1e-5
+    assert distance(layer.fast(x, gates, row), layer.slow(x, gates, row)) < layer.error
 
 
 @EITHER
@@ -141,7 +146,7 @@ def test_in_float64(exact: bool) -> None:
     x, gates = layer.inputs(300)
     twin = Layer(layer.shape, *(p.double() for p in (layer.conv1d, layer.a_log, layer.dt_bias, layer.norm)))
     wanted = twin.slow(x.double(), gates.double(), row)
-    assert distance(layer.fast(x, gates, row), wanted) < 5e-6
+    assert distance(layer.fast(x, gates, row), wanted) < layer.error / 2
 
 
 def check_program(program: Program, seed: int, name: str, dtype: torch.dtype, exact: bool = True) -> None:
@@ -154,7 +159,8 @@ def check_program(program: Program, seed: int, name: str, dtype: torch.dtype, ex
     for number, turn in enumerate(play(program, layout)):
         x, gates = layer.inputs(turn.packing.total, seed + number)
         found = layer.fast(x, gates, turn.packing, mine[0], mine[1])
-        assert distance(found, layer.slow(x, gates, turn.packing, theirs[0], theirs[1])) < 1e-5
+        wanted = layer.slow(x, gates, turn.packing, theirs[0], theirs[1])
+        assert distance(found, wanted, least=0.1) < layer.error
         for move, slot in zip(turn.moves, turn.slots, strict=True):
             kept = layer.shape[4] - 1 + move.accepted
             for conv, cache in (mine, theirs):
@@ -166,7 +172,9 @@ def check_program(program: Program, seed: int, name: str, dtype: torch.dtype, ex
                 assert_same(conv, theirs[0], 0.0)
                 for field in DeltaCache._fields:
                     rough = dtype == torch.bfloat16 and field in ("k", "v")
-                    assert_same(getattr(cache, field), getattr(theirs[1], field), 0.01 if rough else 1e-5)
+                    assert_same(
+                        getattr(cache, field), getattr(theirs[1], field), 0.01 if rough else layer.error
+                    )
         for window, other in zip(mine[1][1:3], theirs[1][1:3], strict=True):
             window.copy_(other)  # a number may be rounded to either side
 
@@ -240,7 +248,7 @@ def test_strong_decay_among_weak(strong: float, exact: bool) -> None:
     x, gates = layer.inputs(128)
     gates[:, 2:] = -4.0
     gates[::7, 2:] = -strong
-    assert distance(layer.fast(x, gates, row), layer.slow(x, gates, row)) < 1e-5
+    assert distance(layer.fast(x, gates, row), layer.slow(x, gates, row)) < layer.error
 
 
 def test_rows_may_lie_apart() -> None:
