@@ -10,6 +10,9 @@ from pathlib import Path
 
 from .version import VERSION
 
+LONG = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+DTYPES = ("bfloat16", "float16", "float32")
+
 
 def parser() -> argparse.ArgumentParser:
     """All verbs; `verb` names the one that was asked for."""
@@ -49,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("convert", help="rewrite a checkpoint in the published layout, or packed")
     verb.add_argument("source", help="checkpoint directory (bf16, fp16, fp32 or block-FP8)")
     verb.add_argument("target", help="directory to make")
-    verb.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default: the source's own")
+    verb.add_argument("--dtype", type=_long, choices=DTYPES, help="default: the source's own")
     _add_packing(verb)
 
     verb = verbs.add_parser("info", help="what a checkpoint is and what it needs")
@@ -101,9 +104,16 @@ def _add_limits(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--top-up", metavar="AMOUNT", help="set: money to add to the balance")
 
 
+def _long(word: str) -> str:
+    """The long name of a kind of number, or a rule that ends in one."""
+    pattern, equals, kind = word.rpartition("=")
+    return pattern + equals + LONG.get(kind, kind)
+
+
 def _add_packing(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--quantize",
+        type=_long,
         choices=("int4", "int8", "bfloat16", "float32"),
         help="pack the weights as CPUs read them",
     )
@@ -112,6 +122,7 @@ def _add_packing(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--keep",
+        type=_long,
         action="append",
         metavar="PATTERN=KIND",
         help="matrices of another kind, as 'layers.0.*=int8'",
@@ -123,9 +134,7 @@ def _add_packing(verb: argparse.ArgumentParser) -> None:
 
 def _add_engine(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", default="cpu", help="cpu or cuda")
-    verb.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), help="default: the checkpoint's own"
-    )
+    verb.add_argument("--dtype", type=_long, choices=DTYPES, help="default: the checkpoint's own")
     verb.add_argument(
         "--quantize", choices=("int4", "int8"), help="on a CPU: round the weights while they are read"
     )
