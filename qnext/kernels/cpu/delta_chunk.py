@@ -118,7 +118,7 @@ def weigh(tokens: int, betas: int, desk: tuple[int, int, int, int], out: tuple[i
 
 
 @inline
-def recall(
+def read_state(
     source: int,
     shape: tuple[int, int],
     tokens: int,
@@ -141,7 +141,7 @@ def recall(
 
 
 @inline
-def learn(
+def write_state(
     source: int,
     target: int,
     shape: tuple[int, int],
@@ -189,7 +189,7 @@ def chunk(
     high, low, left, system, weights, right = desk
     sums(gates[0], tokens, high, low)
     weigh(tokens, gates[1], (kk, qk, high, low), (system, weights))
-    recall(source, shape, tokens, (q, k), (out, right), unit, halves)
+    read_state(source, shape, tokens, (q, k), (out, right), unit, halves)
     for t in range(0, tokens, LANES):
         simd.store(left + 4 * t, activations.exp(simd.load(high + 4 * t)))
     for i in range(tokens):
@@ -211,4 +211,4 @@ def chunk(
         share = simd.spread(left + 4 * i)
         for u in range(0, pitch, LINE):
             simd.store(right + i * pitch + u, share * simd.load(right + i * pitch + u))
-    learn(source, target, shape, tokens, decay, turned, right, unit, halves)
+    write_state(source, target, shape, tokens, decay, turned, right, unit, halves)
