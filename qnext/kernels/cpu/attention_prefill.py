@@ -49,7 +49,7 @@ from .simd import (
 from .task import Task
 from .unit import SIDE, UNIT, dot_sums, leave_unit, load_sums, store_sums, take_unit, zero_sums
 
-# Keys of a block: their panels, of one key head, fit in the second cache, and a span's in a part of the third.
+# Keys of a block: their panels, of one key head, fit in the second cache, and a span's in some of the third.
 BLOCK = 512 if isa.many_registers() else 128
 SPAN = 4 * BLOCK  # keys that are in panels at once
 TILE = 6  # queries of a tile,
