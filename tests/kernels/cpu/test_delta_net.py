@@ -149,6 +149,17 @@ def test_in_float64(exact: bool) -> None:
     assert distance(layer.fast(x, gates, row), wanted) < layer.error / 2
 
 
+@pytest.mark.skipif(not UNIT, reason="there is no matrix unit")
+@pytest.mark.parametrize(("length", "alike"), [(31, True), (64, False)])
+def test_a_unit_takes_part_in_whole_chunks_only(length: int, alike: bool) -> None:
+    """What it makes differs in the last bits, and nothing else does."""
+    row, made = Packing.of([length]), []
+    for exact in (True, False):
+        layer = Layer.random(SHAPES["wide"], exact=exact)
+        made.append(layer.fast(*layer.inputs(length), row))
+    assert made[0].equal(made[1]) == alike
+
+
 def check_program(program: Program, seed: int, name: str, dtype: torch.dtype, exact: bool = True) -> None:
     """Play a program with both; outputs and all slots of all caches must agree after each row."""
     layer, layout = Layer.random(SHAPES[name], seed, exact), Layout.of(program, seed)
